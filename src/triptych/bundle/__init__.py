@@ -1,0 +1,1 @@
+"""Bundles: an ecosystem's own directory layout plus a manifest that says what is in it."""

@@ -1,0 +1,58 @@
+"""The `triptych` command. Importing this imports no framework, so that --help is instant."""
+
+import logging
+import sys
+
+import typer
+
+import triptych
+from triptych.cli.check import check
+from triptych.cli.console import fail
+from triptych.cli.demo import demo
+from triptych.cli.doctor import doctor
+from triptych.cli.export import export
+from triptych.cli.inspect import inspect
+from triptych.cli.sample import sample
+from triptych.cli.tiny_checkpoint import tiny_checkpoint
+from triptych.errors import TriptychError
+
+app = typer.Typer(
+    help="One SDXL checkpoint, three runtimes, one trajectory: export, sample, check.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help"]},
+)
+for command in (export, sample, check, inspect, doctor, tiny_checkpoint, demo):
+    app.command()(command)
+
+
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        print(triptych.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and exit.",
+        is_eager=True,
+        callback=lambda asked: _print_version(asked=asked),
+    ),
+) -> None:
+    """One SDXL checkpoint, three runtimes, one trajectory: export, sample, check."""
+
+
+def main() -> None:
+    """Run the command; turn triptych's errors into their messages and exit codes."""
+    # diffusers logs which of optimum's distributions it found; no news to anyone here.
+    logging.getLogger("diffusers.utils.import_utils").setLevel(logging.ERROR)
+    try:
+        app()
+    except TriptychError as error:
+        fail(error)
+        sys.exit(error.exit_code)

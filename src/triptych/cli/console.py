@@ -1,0 +1,78 @@
+"""What the commands print with: results on stdout, everything else on stderr."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from triptych.errors import TriptychError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+def stdout() -> "Console":
+    """The console for results."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # A pipe has no width of its own; tables should not be folded to a terminal's of 1980.
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def stderr() -> "Console":
+    """The console for progress, notes and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def fail(error: TriptychError) -> None:
+    """Print an error for people."""
+    from rich.markup import escape
+
+    stderr().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print a remark for people."""
+    from rich.markup import escape
+
+    stderr().print(escape(message), soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document; strict, so that NaN never reaches a script as a bare word."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Progress]":
+    """Progress bars on stderr; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[stage]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr(), transient=False) as progress:
+        yield progress
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people: 1.2 GB."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError(size_bytes)
+
+
+def number_text(value: float, digits: str = ".1e") -> str:
+    """A measured number for people; NaN and infinity stand out."""
+    return f"{value:{digits}}" if math.isfinite(value) else str(value)

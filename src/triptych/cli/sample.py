@@ -1,0 +1,176 @@
+"""triptych sample."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from triptych.cli.console import note, print_json, progress_bars, stdout
+from triptych.cli.options import (
+    DeviceOption,
+    JsonOption,
+    RuntimeOption,
+    ThreadsOption,
+    VariantOption,
+)
+from triptych.sampling.guidance import GuidanceMode
+
+if TYPE_CHECKING:
+    from triptych.sampling.loop import StepEvent
+
+_Pair = tuple[int, int]
+
+
+def sample(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint.")],
+    *,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="May be repeated for a batch.")],
+    output: Annotated[Path, typer.Option("--output", help="A folder to make.")],
+    prompt_2: Annotated[
+        list[str] | None, typer.Option("--prompt-2", help="For text_encoder_2. Default: --prompt.")
+    ] = None,
+    negative_prompt: Annotated[
+        list[str] | None,
+        typer.Option("--negative-prompt", help="Default: zeros, where the model says so."),
+    ] = None,
+    negative_prompt_2: Annotated[
+        list[str] | None,
+        typer.Option("--negative-prompt-2", help="For text_encoder_2. Default: --negative-prompt."),
+    ] = None,
+    num_inference_steps: Annotated[
+        int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
+    ] = 50,
+    guidance_scale: Annotated[
+        float, typer.Option("--guidance-scale", help="Up to 1: no guidance.")
+    ] = 5.0,
+    guidance_mode: Annotated[
+        GuidanceMode,
+        typer.Option("--guidance-mode", help="One U-Net call a step, or two of half the size."),
+    ] = "batched",
+    save_steps: Annotated[
+        str, typer.Option("--save-steps", metavar="1,4,8", help="Default: the last.")
+    ] = "",
+    height_px: Annotated[
+        int | None, typer.Option("--height-px", help="Divisible by 8. Default: as trained.")
+    ] = None,
+    width_px: Annotated[
+        int | None, typer.Option("--width-px", help="Divisible by 8. Default: as trained.")
+    ] = None,
+    num_images_per_prompt: Annotated[int, typer.Option("--num-images-per-prompt", min=1)] = 1,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="One for all, or repeated: one a picture. Default: 0."),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option("--latents", help="Unit noise from a .safetensors or .npy file."),
+    ] = None,
+    original_size: Annotated[
+        _Pair | None, typer.Option("--original-size", help="Micro-conditioning: height width.")
+    ] = None,
+    crop: Annotated[_Pair, typer.Option("--crop", help="Micro-conditioning: top left.")] = (0, 0),
+    target_size: Annotated[
+        _Pair | None, typer.Option("--target-size", help="Micro-conditioning: height width.")
+    ] = None,
+    negative_original_size: Annotated[
+        _Pair | None, typer.Option("--negative-original-size", help="With --negative-target-size.")
+    ] = None,
+    negative_crop: Annotated[_Pair, typer.Option("--negative-crop")] = (0, 0),
+    negative_target_size: Annotated[
+        _Pair | None, typer.Option("--negative-target-size", help="See --negative-original-size.")
+    ] = None,
+    previews: Annotated[
+        bool, typer.Option("--previews", help="Write a quick preview of every step.")
+    ] = False,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    num_threads: ThreadsOption = None,
+    variant: VariantOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare file hashes first.")
+    ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output folder.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Sample pictures step by step.
+
+    Writes step_01.png ... for the saved steps, final.png with the pixels of the last of them,
+    latents.safetensors, and run.json with everything needed to repeat the run.
+    """
+    from triptych.runtimes.base import RuntimeSettings
+    from triptych.sampling.conditioning import MicroConditioning, Prompts
+    from triptych.sampling.text_to_image import Settings
+    from triptych.workflows import sample as workflow
+
+    settings = Settings(
+        prompts=Prompts(
+            prompt=tuple(prompt),
+            prompt_2=_texts(prompt_2, len(prompt)),
+            negative_prompt=_texts(negative_prompt, len(prompt)),
+            negative_prompt_2=_texts(negative_prompt_2, len(prompt)),
+        ),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_mode=guidance_mode,
+        height_px=height_px,
+        width_px=width_px,
+        num_images_per_prompt=num_images_per_prompt,
+        seeds=tuple(seed or (0,)),
+        noise=workflow.read_noise(latents) if latents else None,
+        sizes=MicroConditioning(
+            original_size=original_size,
+            crop=crop,
+            target_size=target_size,
+            negative_original_size=negative_original_size,
+            negative_crop=negative_crop,
+            negative_target_size=negative_target_size,
+        ),
+    )
+    request = workflow.SampleRequest(
+        bundle=bundle,
+        output=output,
+        settings=settings,
+        save_steps=_steps(save_steps),
+        previews=previews,
+        runtime=runtime,
+        runtime_settings=RuntimeSettings(device=device, num_threads=num_threads),
+        variant=variant,
+        verify=verify,
+        overwrite=overwrite,
+    )
+    with progress_bars() as bars:
+        task = bars.add_task("sampling", total=num_inference_steps, stage="text encoders")
+
+        def observe(event: "StepEvent") -> None:
+            last = event.index + 1 == event.num_inference_steps
+            stage = "decoding" if last else f"sigma {event.sigma_next:.2f}"
+            bars.update(task, completed=event.index + 1, stage=stage)
+
+        result = workflow.sample(request, observers=[observe])
+        bars.update(task, stage="done")
+    for warning in result.warnings:
+        note(f"note: {warning}")
+    if json:
+        print_json(result.run)
+        return
+    stdout().print(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    if not text:
+        return ()
+    try:
+        return tuple(int(step) for step in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"got {text!r}, want step numbers with commas between, such as 1,4,8."
+        ) from error
+
+
+def _texts(texts: list[str] | None, count: int) -> tuple[str, ...] | None:
+    """One text serves every prompt."""
+    if not texts:
+        return None
+    return tuple(texts) * count if len(texts) == 1 else tuple(texts)

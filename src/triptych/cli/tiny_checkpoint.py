@@ -1,0 +1,19 @@
+"""triptych tiny-checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.cli.console import stdout
+
+
+def tiny_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+    *,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random weights.")] = 0,
+) -> None:
+    """Make a tiny SDXL checkpoint with random weights: all of its topology in a few megabytes."""
+    from triptych.testing import tiny_checkpoint as make
+
+    stdout().print(f"{make(folder, seed=seed)}: an SDXL checkpoint in diffusers layout")

@@ -1,0 +1,337 @@
+"""ONNX in optimum's layout, without holding the weights.
+
+The graph is traced on a skeleton whose parameters occupy one element each, so tracing costs the
+same for 4 million parameters and for 2.6 billion. The weights then go from the mapped checkpoint
+into the file one tensor at a time, converted on the way where the precision asks for it.
+"""
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, final
+
+from triptych.bundle.layouts import ARTIFACT_FILES, component_bindings
+from triptych.dependencies import import_optional
+from triptych.errors import BundleError, UsageError
+from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
+from triptych.models.checkpoint import Checkpoint, StoredTensor
+from triptych.models.component import ComponentSpec
+from triptych.models.sdxl import component_precision, component_spec
+from triptych.tensors import TensorSpec
+from triptych.types import ComponentName, FormatName
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+OPSET = 18
+"""optimum-onnx 0.1.0's default (exporters/onnx/base.py)."""
+
+EXTERNAL_DATA_BYTES = 1 << 30
+"""Graphs with more weights than this keep them beside the graph; protobuf ends at 2 GiB."""
+
+EXTERNAL_DATA_NAME = "model.onnx_data"
+"""optimum's name for the file of external weights."""
+
+_ALIGNMENT_BYTES = 4096  # so that engines can map every tensor at a page
+_SMALL_TENSOR_BYTES = 1024  # stay in the graph, where shape inference can read them
+
+# Sizes to trace with. The latent edges are odd, so that the U-Net takes its upsample-to-size
+# path and the graph is right for every size divisible by 8, not only for multiples of 32.
+_TRACE_AXES = {"batch": 2, "height": 9, "width": 11}
+
+# What graphs call dynamic axes; optimum's names.
+_AXIS_NAMES = {"batch": "batch_size"}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxExporter:
+    """Exports to ONNX.
+
+    Attributes:
+        settings: the precision to store and compute in.
+    """
+
+    settings: ExportSettings
+    format: FormatName = "onnx"
+
+    def export(
+        self,
+        checkpoint: Checkpoint,
+        component: ComponentName,
+        folder: Path,
+        *,
+        report: ExportReporter,
+    ) -> None:
+        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB."""
+        torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
+        from triptych.models.modules import skeleton_module
+
+        precision = component_precision(component, checkpoint.config, self.settings.precision)
+        dtype = torch.float16 if precision == "fp16" else torch.float32
+        report("tracing", 0.0)
+        module, stored = skeleton_module(checkpoint, component, dtype=dtype)
+        model = _trace(module, component, checkpoint)
+        del module
+        report("weights", 0.4)
+        path = folder / ARTIFACT_FILES["onnx"]
+        _attach_weights(model, stored, dtype=dtype, data_path=folder / EXTERNAL_DATA_NAME)
+        path.write_bytes(model.SerializeToString())
+        del model
+        report("checking", 0.7)
+        _check(path)
+
+    def describe(self, path: Path) -> ArtifactFacts:
+        """Read a graph's inputs, outputs, opset and weight dtypes."""
+        onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
+        model = _load_graph(path)
+        _check_external_data(model, path)
+        histogram = Counter[str]()
+        for weight in model.graph.initializer:
+            size = 1
+            for length in weight.dims:
+                size *= length
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).name
+            histogram[dtype] += size
+        weights = {initializer.name for initializer in model.graph.initializer}
+        opsets = {entry.domain: entry.version for entry in model.opset_import}
+        return ArtifactFacts(
+            inputs=tuple(_port(value) for value in model.graph.input if value.name not in weights),
+            outputs=tuple(_port(value) for value in model.graph.output),
+            num_parameters=sum(histogram.values()),
+            weight_dtypes=dict(sorted(histogram.items())),
+            opset=opsets.get("", opsets.get("ai.onnx")),
+        )
+
+
+def make_exporter(settings: ExportSettings) -> OnnxExporter:
+    """An ONNX exporter with these settings.
+
+    Raises:
+        UsageError: a precision that ONNX engines do not compute in.
+    """
+    if settings.precision not in ("fp32", "fp16"):
+        raise UsageError(f"onnx: got precision {settings.precision!r}, want fp32 or fp16.")
+    return OnnxExporter(settings=settings)
+
+
+def _trace(
+    module: "torch.nn.Module", component: ComponentName, checkpoint: Checkpoint
+) -> "onnx.ModelProto":
+    """Trace a module into a graph whose weights are still named inputs."""
+    import onnx
+    import torch
+
+    spec = component_spec(component, checkpoint.config)
+    bindings = component_bindings(component, checkpoint.config, artifact_format="onnx")
+    names = {
+        binding.name: binding.artifact_name for binding in (*bindings.inputs, *bindings.outputs)
+    }
+    inputs = [names[tensor.name] for tensor in spec.inputs]
+    module_outputs: tuple[str, ...] = module.output_names  # type: ignore[assignment]
+    outputs = [names.get(name, name) for name in module_outputs]
+    arguments = tuple(
+        torch.zeros(
+            [_trace_length(axis) for axis in tensor.shape], dtype=getattr(torch, tensor.dtype)
+        )
+        for tensor in spec.inputs
+    )
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracer warns of Python branches on shapes; the parity check at export runs the graph
+        # at other shapes. The TorchScript exporter is deprecated and seven times faster: ADR 3.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            arguments,
+            buffer,  # type: ignore[arg-type]  # a file object is fine for this exporter
+            dynamo=False,
+            export_params=False,
+            keep_initializers_as_inputs=True,  # else equal-looking skeleton weights are merged
+            do_constant_folding=False,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=_dynamic_axes(spec, inputs, outputs),
+        )
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _trace_length(axis: int | str) -> int:
+    if isinstance(axis, int):
+        return axis
+    factor, star, name = axis.rpartition("*")
+    return (int(factor) if star else 1) * _TRACE_AXES[name]
+
+
+def _dynamic_axes(
+    spec: ComponentSpec, inputs: list[str], outputs: list[str]
+) -> dict[str, dict[int, str]]:
+    axes = {
+        name: {
+            index: _axis_name(axis)
+            for index, axis in enumerate(tensor.shape)
+            if isinstance(axis, str)
+        }
+        for name, tensor in zip(inputs, spec.inputs, strict=True)
+    }
+    is_image = len(spec.outputs[0].shape) == 4
+    for name in outputs:
+        image = {2: "out_height", 3: "out_width"} if is_image else {}
+        axes[name] = {0: _axis_name("batch"), **image}
+    return axes
+
+
+def _axis_name(axis: str) -> str:
+    return _AXIS_NAMES.get(axis, axis.replace("*", "_"))
+
+
+def _attach_weights(
+    model: "onnx.ModelProto",
+    stored: Mapping[str, StoredTensor],
+    *,
+    dtype: "torch.dtype",
+    data_path: Path,
+) -> None:
+    """Turn the weight inputs into initializers and stream their data in.
+
+    Weights that the graph only ever transposes are stored transposed, which spares every engine
+    the same work, and a second copy, at load.
+    """
+    transposed = _fold_transposes(model, set(stored))
+    used = [value.name for value in model.graph.input if value.name in stored]
+    element_bytes = dtype.itemsize
+    total = sum(_num_elements(stored[name]) for name in used) * element_bytes
+    external = data_path.open("wb") if total > EXTERNAL_DATA_BYTES else None
+    try:
+        for name, tensor in _stream(stored, used):
+            converted = tensor.to(dtype)
+            converted = converted.t().contiguous() if name in transposed else converted.contiguous()
+            _add_initializer(model, name, converted, external)
+    finally:
+        if external is not None:
+            external.close()
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+
+
+def _num_elements(tensor: StoredTensor) -> int:
+    size = 1
+    for length in tensor.shape:
+        size *= length
+    return size
+
+
+def _stream(
+    stored: Mapping[str, StoredTensor], names: list[str]
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Weights one at a time, file by file, in the graph's order within a file."""
+    from safetensors import safe_open
+
+    for file in sorted({stored[name].file for name in names}):
+        with safe_open(file, framework="pt") as weights:
+            for name in names:
+                if stored[name].file == file:
+                    yield name, weights.get_tensor(stored[name].key)
+
+
+def _fold_transposes(model: "onnx.ModelProto", weights: set[str]) -> set[str]:
+    """Drop Transpose nodes that are a weight's only readers; return those weights' names."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        source = node.input[0] if node.input else ""
+        is_folded = (
+            node.op_type == "Transpose"
+            and source in weights
+            and readers[source] == 1
+            and list(node.attribute[0].ints) == [1, 0]
+        )
+        if is_folded:
+            renamed[node.output[0]] = source
+        else:
+            kept.append(node)
+    for node in kept:
+        for index, name in enumerate(node.input):
+            if name in renamed:
+                node.input[index] = renamed[name]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return set(renamed.values())
+
+
+def _add_initializer(
+    model: "onnx.ModelProto", name: str, tensor: "torch.Tensor", external: BinaryIO | None
+) -> None:
+    import onnx
+
+    array = tensor.numpy()
+    proto = model.graph.initializer.add()
+    proto.name = name
+    proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    proto.dims.extend(array.shape)
+    if external is None or array.nbytes < _SMALL_TENSOR_BYTES:
+        proto.raw_data = array.tobytes()
+        return
+    offset = -(-external.tell() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    external.seek(offset)
+    external.write(memoryview(array.data).cast("B"))
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    entries = {"location": EXTERNAL_DATA_NAME, "offset": offset, "length": array.nbytes}
+    for key, value in entries.items():
+        entry = proto.external_data.add()
+        entry.key, entry.value = key, str(value)
+
+
+def _check(path: Path) -> None:
+    """Run ONNX's own checker; the caller compares numbers."""
+    onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise BundleError(f"{path}: got {error}, want a valid ONNX graph.") from error
+
+
+def _load_graph(path: Path) -> "onnx.ModelProto":
+    onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base class with OSError
+        raise BundleError(f"{path}: got {error}, want a readable ONNX graph.") from error
+
+
+def _check_external_data(model: "onnx.ModelProto", path: Path) -> None:
+    """Find external data that is missing or shorter than the graph says."""
+    for weight in model.graph.initializer:
+        entries = {entry.key: entry.value for entry in weight.external_data}
+        if not entries:
+            continue
+        file = path.parent / entries["location"]
+        wanted = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+        size = file.stat().st_size if file.is_file() else -1
+        if size < wanted:
+            actual = "no such file" if size < 0 else f"{size} bytes"
+            raise BundleError(
+                f"{file}: got {actual}, want at least {wanted} bytes for weight {weight.name!r}. "
+                "Copy the bundle again, or export it again."
+            )
+
+
+def _port(value: "onnx.ValueInfoProto") -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    return TensorSpec(
+        name=value.name,
+        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        shape=tuple(
+            axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?"
+            for axis in tensor.shape.dim
+        ),
+    )

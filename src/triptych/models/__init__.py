@@ -1,0 +1,1 @@
+"""What SDXL is: its checkpoints, components, tokenizers and the inputs worth trying them on."""

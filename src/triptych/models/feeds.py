@@ -1,0 +1,113 @@
+"""Inputs worth trying a component on: what it meets in a real run, not uniform noise.
+
+Random numbers in [0, 1) never reach the timesteps, sizes and magnitudes at which exports go
+wrong; these do.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.models.sdxl import SdxlConfig, component_spec
+from triptych.types import Array, ComponentName, InputIds, TensorMap
+
+TIMESTEPS = (999.0, 500.5, 1.0)
+"""First, middle and last of the training schedule. 500.5 is lost by an integer input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One feed with a name for reports.
+
+    Attributes:
+        name: what is special about it.
+        feed: the component's inputs, by their names in the spec.
+    """
+
+    name: str
+    feed: TensorMap
+
+
+def component_cases(
+    component: ComponentName,
+    config: SdxlConfig,
+    *,
+    input_ids: InputIds,
+    timesteps: Sequence[float] = TIMESTEPS,
+    seed: int = 0,
+) -> Iterator[Case]:
+    """Feeds for one component: two shapes, two batch sizes, the ends of its input range.
+
+    Args:
+        component: which one.
+        config: the model's sizes.
+        input_ids: tokenised prompts for that text encoder; unused by the others.
+        timesteps: where on the training schedule the U-Net is tried.
+        seed: of the Gaussian tensors.
+    """
+    random = np.random.default_rng(seed)
+    match component:
+        case "text_encoder" | "text_encoder_2":
+            yield from _text_cases(input_ids)
+        case "unet":
+            yield from _unet_cases(config, timesteps, random)
+        case "vae_encoder" | "vae_decoder":
+            yield from _vae_cases(component, config, random)
+
+
+def _text_cases(input_ids: InputIds) -> Iterator[Case]:
+    for row in range(len(input_ids)):
+        yield Case(name=f"prompt {row}", feed={"input_ids": input_ids[row : row + 1]})
+    if len(input_ids) > 1:
+        yield Case(name=f"batch {len(input_ids)}", feed={"input_ids": input_ids})
+
+
+def _unet_cases(
+    config: SdxlConfig, timesteps: Sequence[float], random: np.random.Generator
+) -> Iterator[Case]:
+    # An odd edge takes the U-Net's upsample-to-size path; a non-square one catches swapped axes.
+    shapes = [(1, 8, 8)] * len(timesteps) + [(2, 9, 13)]
+    for (batch, height, width), timestep in zip(shapes, [*timesteps, timesteps[0]], strict=True):
+        feed = unet_feed(config, batch=batch, height=height, width=width, random=random)
+        name = f"t={timestep:g} batch {batch} latents {height}x{width}"
+        yield Case(name=name, feed={**feed, "timestep": np.array(timestep, np.float32)})
+
+
+def unet_feed(
+    config: SdxlConfig, *, batch: int, height: int, width: int, random: np.random.Generator
+) -> dict[str, Array]:
+    """A U-Net feed at timestep 999 with unit-variance sample and embeddings and real time_ids."""
+    scale = config.vae_scale_factor
+    size = [height * scale, width * scale]
+    # Base: original size, crop, target size. Refiner: original size, crop, aesthetic score 6.0
+    # (diffusers pipeline_stable_diffusion_xl_img2img.py, _get_add_time_ids).
+    ids = [*size, 0, 0, *size] if config.num_time_ids == 6 else [*size, 0, 0, 6.0]
+    axes = {"batch": batch, "height": height, "width": width}
+    feed: dict[str, Array] = {
+        spec.name: random.standard_normal(
+            [axes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        ).astype(spec.dtype)
+        for spec in component_spec("unet", config).inputs
+        if spec.name not in ("timestep", "time_ids")
+    }
+    feed["timestep"] = np.array(999.0, np.float32)
+    feed["time_ids"] = np.tile(np.array(ids, np.float32), (batch, 1))
+    return feed
+
+
+def _vae_cases(
+    component: ComponentName, config: SdxlConfig, random: np.random.Generator
+) -> Iterator[Case]:
+    scale = config.vae_scale_factor
+    for batch, height, width in ((1, 8, 8), (2, 5, 9)):
+        name = f"batch {batch} latents {height}x{width}"
+        if component == "vae_decoder":
+            # Unscaled latents of a finished picture have about unit variance over scaling_factor.
+            shape = (batch, config.latent_channels, height, width)
+            latents = random.standard_normal(shape) / config.scaling_factor
+            yield Case(name=name, feed={"latents": latents.astype(np.float32)})
+        else:
+            shape = (batch, 3, height * scale, width * scale)
+            image = np.clip(random.standard_normal(shape) * 0.5, -1, 1)
+            yield Case(name=name, feed={"image": image.astype(np.float32)})

@@ -1,0 +1,1 @@
+"""Judging a candidate against the PyTorch reference: metrics, comparisons and what they mean."""

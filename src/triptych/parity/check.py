@@ -1,0 +1,222 @@
+"""The candidate's side of a check: every component, then the trajectory twice, then the picture."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from triptych.bundle.bundle import Bundle
+from triptych.errors import NonFiniteError
+from triptych.parity.compare import compare, passes
+from triptych.parity.limits import COMPONENT_REL_L2, TRAJECTORY_REL_L2, coarsest, guided_limit
+from triptych.parity.recording import Recording, StageReporter
+from triptych.parity.report import ParityReport, Row, Stage
+from triptych.runtimes.base import Execution, Runtime
+from triptych.runtimes.checked import open_session
+from triptych.sampling.guidance import predict_noise
+from triptych.sampling.schedule import scale_model_input
+from triptych.sampling.text_to_image import decode, denoise, prepare
+from triptych.types import Array, ComponentName, Precision
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is checked.
+
+    Attributes:
+        bundle: its artifacts.
+        runtime: the engine that runs them.
+        precisions: the arithmetic each component declares, which sets its limit.
+    """
+
+    bundle: Bundle
+    runtime: Runtime
+    precisions: Mapping[ComponentName, Precision]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has every component that a run needs."""
+        return set(self.bundle.config.components) - {"vae_encoder"} <= set(self.bundle.artifacts)
+
+
+def check(recording: Recording, candidate: Candidate, *, report: StageReporter) -> ParityReport:
+    """Compare a candidate with a recording.
+
+    A component that gives NaN or infinity fails its row, and the check goes on.
+
+    Args:
+        recording: the reference.
+        candidate: what is checked.
+        report: told the stages.
+
+    Raises:
+        BundleError: an artifact cannot be read.
+        BackendError: the engine is missing or could not run.
+    """
+    executions: dict[ComponentName, Execution] = {}
+    rows: list[Row] = []
+    for component in candidate.bundle.config.components:
+        report(f"candidate: {component}")
+        rows.extend(_component_rows(recording, candidate, component, executions))
+    report("candidate: trajectory")
+    rows.extend(_trajectory_rows(recording, candidate))
+    settings = recording.prepared.settings
+    return ParityReport(
+        reference=recording.execution,
+        candidates=executions,
+        settings={
+            "num_inference_steps": settings.num_inference_steps,
+            "guidance_scale": settings.guidance_scale,
+            "height_px": recording.prepared.height_px,
+            "width_px": recording.prepared.width_px,
+            "seeds": list(settings.seeds),
+        },
+        rows=tuple(rows),
+    )
+
+
+def _component_rows(
+    recording: Recording,
+    candidate: Candidate,
+    component: ComponentName,
+    executions: dict[ComponentName, Execution],
+) -> Iterator[Row]:
+    if component not in candidate.bundle.artifacts:
+        yield _not_run("component", component, candidate, "the bundle does not have it")
+        return
+    precision = candidate.precisions[component]
+    judge = _Judge(
+        stage="component",
+        component=component,
+        precision=precision,
+        limit=COMPONENT_REL_L2[precision],
+    )
+    with open_session(candidate.runtime, candidate.bundle, component) as session:
+        executions[component] = session.execution
+        for case in recording.cases:
+            if case.component != component:
+                continue
+            try:
+                outputs = session.run(case.feed)
+            except NonFiniteError as error:
+                yield judge.failed(case.name, str(error))
+                continue
+            for tensor, expected in case.outputs.items():
+                yield judge.compared(outputs[tensor], expected, tensor=tensor, case=case.name)
+
+
+def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
+    if not candidate.is_whole:
+        for stage in ("teacher_forced", "free_running"):
+            yield _not_run(stage, "unet", candidate, "the bundle is not whole")
+        yield _not_run("image", "vae_decoder", candidate, "the bundle is not whole")
+        return
+    try:
+        yield from _teacher_forced_rows(recording, candidate)
+        yield from _free_running_rows(recording, candidate)
+    except NonFiniteError as error:
+        precision = coarsest(candidate.precisions)
+        limit = TRAJECTORY_REL_L2[precision]
+        judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
+        yield judge.failed("the whole run", str(error))
+
+
+def _teacher_forced_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
+    """The U-Net on the reference's own latents: its error alone, nothing inherited."""
+    prepared = recording.prepared
+    settings, schedule = prepared.settings, prepared.schedule
+    precision = candidate.precisions["unet"]
+    judge = _Judge(
+        stage="teacher_forced",
+        component="unet",
+        precision=precision,
+        limit=guided_limit(precision, settings.guidance_scale),
+    )
+    with open_session(candidate.runtime, candidate.bundle, "unet") as unet:
+        for index, expected in enumerate(recording.noise_preds):
+            actual = predict_noise(
+                unet,
+                scale_model_input(recording.latents[index], schedule, index),
+                timestep=float(schedule.timesteps[index]),
+                conditioning=prepared.conditioning,
+                guidance_scale=settings.guidance_scale,
+                mode=settings.guidance_mode,
+            )
+            case = f"t={schedule.timesteps[index]:g}"
+            yield judge.compared(actual, expected, tensor="noise_pred", case=case, step=index + 1)
+
+
+def _free_running_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
+    """The candidate's own run from the same noise, and its picture."""
+    precision = coarsest(candidate.precisions)
+    limit = TRAJECTORY_REL_L2[precision]
+    judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
+    prepared = prepare(candidate.bundle, candidate.runtime, recording.prepared.settings)
+    latents = recording.prepared.noise
+    for event in denoise(candidate.bundle, candidate.runtime, prepared):
+        latents = event.latents.copy()
+        expected = recording.latents[event.index + 1]
+        case = f"t={event.timestep:g}"
+        yield judge.compared(latents, expected, tensor="latents", case=case, step=event.index + 1)
+    image = decode(candidate.bundle, candidate.runtime, {"final": latents})["final"]
+    picture = _Judge(stage="image", component="vae_decoder", precision=precision, limit=limit)
+    yield picture.compared(image, recording.image, tensor="image", case="the run's picture")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Turns comparisons of one kind into rows."""
+
+    stage: Stage
+    component: ComponentName
+    precision: Precision
+    limit: float
+
+    def compared(
+        self, actual: Array, expected: Array, *, tensor: str, case: str, step: int | None = None
+    ) -> Row:
+        found = compare(actual, expected, component=self.component, tensor=tensor)
+        ok = passes(found, rel_l2_limit=self.limit)
+        reason = "" if ok else f"relative L2 {found.rel_l2:.1e} is over {self.limit:.1e}"
+        if not np.isfinite(found.rel_l2):
+            reason = "got NaN or infinity"
+        return Row(
+            stage=self.stage,
+            component=self.component,
+            case=case,
+            step=step,
+            precision=self.precision,
+            limit=self.limit,
+            comparison=found,
+            verdict="passed" if ok else "failed",
+            reason=reason,
+        )
+
+    def failed(self, case: str, reason: str) -> Row:
+        return Row(
+            stage=self.stage,
+            component=self.component,
+            case=case,
+            precision=self.precision,
+            limit=self.limit,
+            comparison=None,
+            verdict="failed",
+            reason=reason,
+        )
+
+
+def _not_run(stage: Stage, component: ComponentName, candidate: Candidate, reason: str) -> Row:
+    precision = candidate.precisions.get(component, "fp32")
+    return Row(
+        stage=stage,
+        component=component,
+        case="",
+        precision=precision,
+        limit=COMPONENT_REL_L2[precision],
+        comparison=None,
+        verdict="not_run",
+        reason=reason,
+    )

@@ -1,0 +1,195 @@
+"""The reference's side of a check: what was fed, what came out, and the path of one run.
+
+Recording and checking are apart, so that the reference runs once and its networks are gone
+before a candidate's are opened.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, final
+
+import numpy as np
+
+from triptych.bundle.bundle import Bundle
+from triptych.models.feeds import Case, component_cases, unet_feed
+from triptych.models.prompts import PROMPTS, prompt_ids
+from triptych.models.sdxl import SdxlConfig
+from triptych.runtimes.base import Execution, Runtime
+from triptych.runtimes.checked import open_session
+from triptych.sampling.conditioning import Conditioning, Prompts
+from triptych.sampling.guidance import split_halves
+from triptych.sampling.loop import StepEvent
+from triptych.sampling.schedule import scale_model_input
+from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
+from triptych.types import Array, ComponentName, ImageFloats, Latents, NoisePred, TensorMap
+
+StageReporter: TypeAlias = Callable[[str], None]
+"""Told what a recording or a check is doing now, in words for people."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCase:
+    """One run of one component.
+
+    Attributes:
+        component: which.
+        name: what is special about the feed.
+        feed: its inputs.
+        outputs: what the reference gave.
+    """
+
+    component: ComponentName
+    name: str
+    feed: TensorMap
+    outputs: TensorMap
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """Everything a candidate is compared with.
+
+    Attributes:
+        prepared: settings, schedule, noise and conditioning of the run.
+        cases: component runs.
+        latents: before each step and after the last: num_inference_steps + 1 of them.
+        noise_preds: guided predictions, one a step.
+        image: the run's picture as floats.
+        execution: what the reference ran on.
+    """
+
+    prepared: Prepared
+    cases: tuple[RecordedCase, ...]
+    latents: tuple[Latents, ...]
+    noise_preds: tuple[NoisePred, ...]
+    image: ImageFloats
+    execution: Execution
+
+
+def default_settings(*, num_inference_steps: int = 8, seed: int = 0) -> Settings:
+    """The run that a check uses: guided, with a long prompt, at the model's own size."""
+    return Settings(
+        prompts=Prompts(prompt=(PROMPTS[-1],)),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=5.0,
+        seeds=(seed,),
+    )
+
+
+def record(
+    bundle: Bundle, runtime: Runtime, settings: Settings, *, report: StageReporter
+) -> Recording:
+    """Run the reference once: the trajectory, then every component on realistic feeds.
+
+    Args:
+        bundle: the reference, most often a checkpoint.
+        runtime: the engine it runs on.
+        settings: the run.
+        report: told the stages.
+
+    Raises:
+        NonFiniteError: the reference itself gives NaN or infinity.
+    """
+    report("reference: text encoders")
+    prepared = prepare(bundle, runtime, settings)
+    report("reference: denoising")
+    events = [_copied(event) for event in denoise(bundle, runtime, prepared)]
+    start = prepared.noise * np.float32(prepared.schedule.init_noise_sigma)
+    latents = (start, *(event.latents for event in events))
+    report("reference: decoding")
+    image = decode(bundle, runtime, {"final": latents[-1]})["final"]
+    cases: list[RecordedCase] = []
+    execution = next(iter(prepared.executions.values()))
+    for component in bundle.config.components:
+        report(f"reference: {component}")
+        with open_session(runtime, bundle, component) as session:
+            cases.extend(
+                RecordedCase(
+                    component=component,
+                    name=case.name,
+                    feed=case.feed,
+                    outputs=session.run(case.feed),
+                )
+                for case in _cases(component, bundle.folder, bundle.config, prepared, latents)
+            )
+            execution = session.execution if component == "unet" else execution
+    return Recording(
+        prepared=prepared,
+        cases=tuple(cases),
+        latents=latents,
+        noise_preds=tuple(event.noise_pred for event in events),
+        image=image,
+        execution=execution,
+    )
+
+
+def _cases(
+    component: ComponentName,
+    folder: Path,
+    config: SdxlConfig,
+    prepared: Prepared,
+    latents: Sequence[Latents],
+) -> Iterator[Case]:
+    if component == "unet":
+        yield from _unet_cases(config, prepared, latents)
+        return
+    input_ids = prompt_ids(folder, component)
+    yield from component_cases(component, config, input_ids=input_ids)
+    if component == "vae_decoder":
+        unscaled = latents[-1] / np.float32(config.scaling_factor)
+        yield Case(name="the run's latents", feed={"latents": unscaled})
+
+
+def _unet_cases(
+    config: SdxlConfig, prepared: Prepared, latents: Sequence[Latents]
+) -> Iterator[Case]:
+    """The reference's own path at the first, middle and last timestep, and another shape."""
+    schedule = prepared.schedule
+    last = schedule.num_inference_steps - 1
+    for index in sorted({0, last // 2, last}):
+        sample = scale_model_input(latents[index], schedule, index)
+        timestep = float(schedule.timesteps[index])
+        guided = len(prepared.conditioning.text_embeds) == 2 * len(sample)
+        batch = np.concatenate([sample, sample]) if guided else sample
+        yield Case(
+            name=f"t={timestep:g} batch {len(batch)}",
+            feed=_unet_feed(batch, timestep, prepared.conditioning),
+        )
+        if index == 0 and guided:
+            conditional = split_halves(prepared.conditioning)[1]
+            yield Case(
+                name=f"t={timestep:g} batch {len(sample)}",
+                feed=_unet_feed(sample, timestep, conditional),
+            )
+    # Odd and non-square: another path through the upsamplers, and swapped axes show.
+    height, width = config.sample_size // 2 + 1, config.sample_size
+    random = np.random.default_rng(0)
+    feed = unet_feed(config, batch=1, height=height, width=width, random=random)
+    first = np.array(schedule.timesteps[0], np.float32)
+    yield Case(name=f"t={first:g} latents {height}x{width}", feed={**feed, "timestep": first})
+
+
+def _unet_feed(sample: Array, timestep: float, conditioning: Conditioning) -> dict[str, Array]:
+    return {
+        "sample": sample,
+        "timestep": np.array(timestep, np.float32),
+        "encoder_hidden_states": conditioning.encoder_hidden_states,
+        "text_embeds": conditioning.text_embeds,
+        "time_ids": conditioning.time_ids,
+    }
+
+
+def _copied(event: StepEvent) -> StepEvent:
+    """Events own no arrays beyond their step; keep what they show."""
+    return StepEvent(
+        index=event.index,
+        num_inference_steps=event.num_inference_steps,
+        timestep=event.timestep,
+        sigma=event.sigma,
+        sigma_next=event.sigma_next,
+        latents=event.latents.copy(),
+        noise_pred=event.noise_pred.copy(),
+        denoised=event.denoised.copy(),
+    )

@@ -1,0 +1,174 @@
+"""One wrapper around every session: names, dtypes, shapes, finiteness and time, written once."""
+
+import time
+from collections.abc import Iterable
+from typing import final
+
+import numpy as np
+
+from triptych.bundle.bundle import Artifact, Bundle
+from triptych.errors import BundleError, NonFiniteError, TensorMismatchError
+from triptych.models.component import ComponentSpec
+from triptych.runtimes.base import Execution, Runtime, Session
+from triptych.tensors import TensorSpec, check_tensors, describe
+from triptych.types import Array, ComponentName, TensorMap
+
+
+@final
+class CheckedSession:
+    """A session that speaks triptych's names and float32, and lets nothing wrong pass.
+
+    Attributes:
+        spec: the component's contract.
+        call_seconds: wall time of each run of the engine, in order.
+    """
+
+    def __init__(self, session: Session, artifact: Artifact) -> None:
+        self._session = session
+        self._inputs = _match_ports(session.inputs, artifact, outputs=False)
+        self._outputs = _match_ports(session.outputs, artifact, outputs=True)
+        self.spec: ComponentSpec = artifact.spec
+        self.call_seconds: list[float] = []
+
+    @property
+    def execution(self) -> Execution:
+        """What really runs."""
+        return self._session.execution
+
+    def run(self, feed: TensorMap) -> dict[str, Array]:
+        """Run the component.
+
+        Args:
+            feed: the spec's inputs, by name.
+
+        Returns:
+            The spec's outputs, by name, as the spec's dtypes, C-contiguous.
+
+        Raises:
+            TensorMismatchError: an input or output is not as the spec says.
+            NonFiniteError: an output holds NaN or infinity.
+            BackendError: the engine failed.
+        """
+        axes = check_tensors(feed, self.spec.inputs, component=self.spec.name)
+        graph_feed = {
+            port.name: _cast(feed[name], port, component=self.spec.name)
+            for name, port in self._inputs.items()
+        }
+        names = tuple(port.name for port in self._outputs.values())
+        started = time.perf_counter()
+        results = self._session.run(graph_feed, names)
+        self.call_seconds.append(time.perf_counter() - started)
+        dtypes = {output.name: output.dtype for output in self.spec.outputs}
+        outputs = {
+            name: np.ascontiguousarray(results[port.name], dtype=dtypes[name])
+            for name, port in self._outputs.items()
+        }
+        check_tensors(outputs, self.spec.outputs, component=self.spec.name, axes=axes)
+        self._check_finite(outputs)
+        return outputs
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._session.close()
+
+    def __enter__(self) -> "CheckedSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_finite(self, outputs: TensorMap) -> None:
+        for name, output in outputs.items():
+            finite = np.isfinite(output)
+            if not finite.all():
+                raise NonFiniteError(
+                    component=self.spec.name,
+                    tensor=name,
+                    count=int(output.size - finite.sum()),
+                    size=output.size,
+                    hint="Its weights hold NaN, or its arithmetic overflows: try --precision fp32.",
+                )
+
+
+def open_session(runtime: Runtime, bundle: Bundle, component: ComponentName) -> CheckedSession:
+    """Open one component of a bundle, checked.
+
+    Raises:
+        BundleError: the bundle lacks it, the engine cannot read it, or its graph does not have
+            the tensors that SDXL needs.
+        BackendError: the engine or the device is missing.
+    """
+    artifact = bundle.artifact(component)
+    if artifact.format not in runtime.formats:
+        raise BundleError(
+            f"{artifact.path}: got the {artifact.format} format, {runtime.name} reads "
+            f"{', '.join(runtime.formats)}. Choose another runtime."
+        )
+    session = runtime.open(artifact)
+    try:
+        return CheckedSession(session, artifact)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _match_ports(
+    ports: Iterable[TensorSpec], artifact: Artifact, *, outputs: bool
+) -> dict[str, TensorSpec]:
+    """Pair each tensor of the spec with the graph's port, and check that they can meet."""
+    by_name = {port.name: port for port in ports}
+    specs = artifact.spec.outputs if outputs else artifact.spec.inputs
+    bindings = artifact.bindings.outputs if outputs else artifact.bindings.inputs
+    matched = {}
+    for spec, binding in zip(specs, bindings, strict=True):
+        port = by_name.get(binding.artifact_name)
+        if port is None:
+            raise BundleError(
+                f"{artifact.path}: got {'outputs' if outputs else 'inputs'} "
+                f"{', '.join(sorted(by_name))}, want {binding.artifact_name!r} among them. "
+                f"This is not an SDXL {artifact.spec.name} in {artifact.format} layout."
+            )
+        if not _can_meet(port, spec):
+            raise TensorMismatchError(
+                component=artifact.spec.name,
+                tensor=binding.artifact_name,
+                actual=f"{port.text()} in the graph",
+                expected=spec.text(),
+                hint="The graph and the configs beside it are of different models.",
+            )
+        matched[spec.name] = port
+    unknown = set(by_name) - {port.name for port in matched.values()}
+    if unknown and not outputs:
+        raise BundleError(
+            f"{artifact.path}: got inputs {', '.join(sorted(unknown))} that SDXL has no tensor for."
+        )
+    return matched
+
+
+def _can_meet(port: TensorSpec, spec: TensorSpec) -> bool:
+    if spec.shape == ():
+        return port.shape in ((), (1,)) or (len(port.shape) == 1 and isinstance(port.shape[0], str))
+    return len(port.shape) == len(spec.shape) and all(
+        isinstance(have, str) or isinstance(want, str) or have == want
+        for have, want in zip(port.shape, spec.shape, strict=True)
+    )
+
+
+def _cast(tensor: Array, port: TensorSpec, *, component: str) -> Array:
+    """Convert to the graph's dtype and rank; refuse what would change an integer or a timestep."""
+    converted = np.ascontiguousarray(tensor.reshape((1,)) if len(port.shape) == 1 else tensor)
+    if tensor.ndim == 0 and not port.shape:
+        converted = tensor
+    if str(converted.dtype) == port.dtype:
+        return converted
+    cast: Array = converted.astype(port.dtype)
+    floats = np.issubdtype(cast.dtype, np.floating) and np.issubdtype(tensor.dtype, np.floating)
+    if not floats and not np.array_equal(cast, converted):
+        raise TensorMismatchError(
+            component=component,
+            tensor=port.name,
+            actual=describe(tensor),
+            expected=port.text(),
+            hint="The graph's integer input cannot hold this value.",
+        )
+    return cast

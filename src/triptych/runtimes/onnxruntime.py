@@ -1,0 +1,178 @@
+"""ONNX Runtime: runs ONNX graphs on the execution provider that was asked for, and no other."""
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, final
+
+from triptych.bundle.bundle import Artifact
+from triptych.dependencies import import_optional
+from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.tensors import TensorSpec
+from triptych.types import Array, FormatName, TensorMap
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_DEFAULT_PROVIDER = "CPUExecutionProvider"
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+_DISTRIBUTION = re.compile(r"^onnxruntime(-.+)?$")
+
+
+@final
+class OnnxRuntimeSession:
+    """One ONNX graph in one InferenceSession."""
+
+    def __init__(self, session: "onnxruntime.InferenceSession", execution: Execution) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self.execution = execution
+        self.inputs = _ports(session.get_inputs())
+        self.outputs = _ports(session.get_outputs())
+
+    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Compute the named outputs."""
+        if self._session is None:
+            raise BackendError("onnxruntime: got a run on a closed session. Open it again.")
+        try:
+            results = self._session.run(list(outputs), dict(feed))
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"onnxruntime: could not run the graph. {error}") from error
+        return dict(zip(outputs, results, strict=True))
+
+    def close(self) -> None:
+        """Release the engine's memory."""
+        self._session = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntime:
+    """ONNX Runtime with one execution provider.
+
+    Attributes:
+        settings: `device` is an execution provider's name; `precision` must be left to the graph.
+    """
+
+    settings: RuntimeSettings
+    name: str = "onnxruntime"
+    formats: tuple[FormatName, ...] = ("onnx",)
+
+    def open(self, artifact: Artifact) -> OnnxRuntimeSession:
+        """Load a graph on the provider; an absent provider is an error, never a CPU run."""
+        engine = _import_engine()
+        provider = self.settings.device or _DEFAULT_PROVIDER
+        available = engine.get_available_providers()
+        if provider not in available:
+            raise BackendError(
+                f"onnxruntime: got no execution provider {provider!r}, want one of those present: "
+                f"{', '.join(available)}."
+            )
+        if self.settings.precision not in (None, _declared(artifact)):
+            raise UsageError(
+                f"onnxruntime: got --precision {self.settings.precision}, but a graph runs in the "
+                f"precision it was exported in: {_declared(artifact)}. Export it again."
+            )
+        try:
+            session = engine.InferenceSession(
+                str(artifact.path), sess_options=self._options(engine), providers=[provider]
+            )
+        except Exception as error:  # its exceptions share no base class
+            raise BundleError(
+                f"{artifact.path}: got {error}, want an ONNX graph that onnxruntime can load."
+            ) from error
+        if session.get_providers()[0] != provider:
+            raise BackendError(
+                f"onnxruntime: {provider} is present but could not start; it chose "
+                f"{session.get_providers()[0]}. Check the provider's driver and libraries."
+            )
+        return OnnxRuntimeSession(session, self._execution(engine, provider, artifact))
+
+    def probe(self) -> Probe:
+        """Version and execution providers."""
+        try:
+            engine = _import_engine()
+        except MissingDependencyError as error:
+            return Probe(
+                runtime=self.name,
+                installed=False,
+                versions={},
+                devices=(),
+                precision={},
+                remedy=str(error),
+            )
+        providers = tuple(engine.get_available_providers())
+        precision = {
+            provider: "float32, TF32 off" if "CUDA" in provider else "float32"
+            for provider in providers
+            if provider.startswith(("CPU", "CUDA"))
+        }
+        return Probe(
+            runtime=self.name,
+            installed=True,
+            versions=_versions(),
+            devices=providers,
+            precision=precision,
+            remedy="",
+        )
+
+    def _options(self, engine: ModuleType) -> "onnxruntime.SessionOptions":
+        options = engine.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings concern its own graph rewriting
+        if self.settings.num_threads is not None:
+            options.intra_op_num_threads = self.settings.num_threads
+        return options
+
+    def _execution(self, engine: ModuleType, provider: str, artifact: Artifact) -> Execution:
+        threads = self.settings.num_threads
+        return Execution(
+            runtime=self.name,
+            version=engine.__version__,
+            device=provider,
+            precision=_declared(artifact),
+            details={
+                "threads": str(threads) if threads else "one for each physical core",
+                "graph_optimization": "all",
+            },
+        )
+
+
+def make_runtime(settings: RuntimeSettings) -> OnnxRuntime:
+    """ONNX Runtime with these settings."""
+    return OnnxRuntime(settings=settings)
+
+
+def _import_engine() -> ModuleType:
+    return import_optional("onnxruntime", extra="onnxruntime")
+
+
+def _versions() -> dict[str, str]:
+    """The installed builds: onnxruntime, onnxruntime-gpu, onnxruntime-openvino and so on."""
+    found = (dist.metadata["Name"] for dist in importlib.metadata.distributions())
+    return {
+        name: importlib.metadata.version(name)
+        for name in sorted({name for name in found if name and _DISTRIBUTION.match(name)})
+    }
+
+
+def _declared(artifact: Artifact) -> str:
+    return artifact.record.precision if artifact.record else "as the graph declares"
+
+
+def _ports(nodes: "Sequence[onnxruntime.NodeArg]") -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name=node.name,
+            dtype=_DTYPES.get(node.type, node.type),
+            shape=tuple("?" if axis is None else axis for axis in node.shape),
+        )
+        for node in nodes
+    )

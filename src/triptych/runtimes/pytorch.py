@@ -1,0 +1,186 @@
+"""PyTorch: the reference. Runs a checkpoint's own modules, in float32 that is really float32."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, final
+
+from triptych.bundle.bundle import Artifact
+from triptych.dependencies import import_optional
+from triptych.errors import BackendError, MissingDependencyError
+from triptych.models.sdxl import component_precision
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.tensors import TensorSpec
+from triptych.types import Array, FormatName, Precision, TensorMap
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@final
+class PytorchSession:
+    """One component as a torch module on one device."""
+
+    def __init__(
+        self, module: "torch.nn.Module", *, artifact: Artifact, execution: Execution
+    ) -> None:
+        self._module: torch.nn.Module | None = module
+        self.execution = execution
+        self.inputs = artifact.spec.inputs
+        outputs: tuple[str, ...] = module.output_names  # type: ignore[assignment]  # a ComponentModule
+        specs = {
+            binding.artifact_name: spec
+            for spec, binding in zip(artifact.spec.outputs, artifact.bindings.outputs, strict=True)
+        }
+        self._names = outputs
+        self.outputs = tuple(
+            TensorSpec(name=name, dtype="float32", shape=specs[name].shape)
+            for name in outputs
+            if name in specs
+        )
+
+    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Compute the named outputs with TF32 and autograd off."""
+        import torch
+
+        if self._module is None:
+            raise BackendError("pytorch: got a run on a closed session. Open it again.")
+        arguments = [
+            torch.from_numpy(feed[spec.name]).to(self.execution.device) for spec in self.inputs
+        ]
+        with torch.inference_mode(), exact_arithmetic():
+            try:
+                results = self._module(*arguments)
+            except RuntimeError as error:
+                raise BackendError(f"pytorch: could not run the module. {error}") from error
+        named = dict(zip(self._names, results, strict=True))
+        return {name: named[name].float().cpu().numpy() for name in outputs}
+
+    def close(self) -> None:
+        """Release the weights."""
+        self._module = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pytorch:
+    """PyTorch on one device.
+
+    Attributes:
+        settings: `device` is cpu, cuda or mps; `precision` fp32 unless asked otherwise, and the
+            VAE stays fp32 where its config says force_upcast.
+    """
+
+    settings: RuntimeSettings
+    name: str = "pytorch"
+    formats: tuple[FormatName, ...] = ("diffusers",)
+
+    def open(self, artifact: Artifact) -> PytorchSession:
+        """Build one component and map its weights."""
+        torch = _import_engine()
+        from triptych.models.modules import load_module
+
+        device = self.settings.device or "cpu"
+        present = _devices()
+        if device.split(":")[0] not in present:
+            raise BackendError(
+                f"pytorch: got no device {device!r}, want one of those present: "
+                f"{', '.join(present)}."
+            )
+        checkpoint = artifact.checkpoint
+        if checkpoint is None:
+            raise BackendError(
+                f"pytorch: got a {artifact.format} artifact, want a checkpoint in diffusers layout."
+            )
+        component = artifact.spec.name
+        precision = component_precision(
+            component, checkpoint.config, self.settings.precision or "fp32"
+        )
+        if self.settings.num_threads is not None:
+            torch.set_num_threads(self.settings.num_threads)
+        module = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[precision]))
+        return PytorchSession(
+            module.to(device),
+            artifact=artifact,
+            execution=Execution(
+                runtime=self.name,
+                version=torch.__version__,
+                device=device,
+                precision=precision,
+                details={
+                    "tf32": "off",
+                    "deterministic_cudnn": "on",
+                    "threads": str(torch.get_num_threads()),
+                },
+            ),
+        )
+
+    def probe(self) -> Probe:
+        """Version and devices."""
+        try:
+            torch = _import_engine()
+        except MissingDependencyError as error:
+            return Probe(
+                runtime=self.name,
+                installed=False,
+                versions={},
+                devices=(),
+                precision={},
+                remedy=str(error),
+            )
+        devices = _devices()
+        return Probe(
+            runtime=self.name,
+            installed=True,
+            versions={"torch": torch.__version__},
+            devices=devices,
+            precision={
+                device: "float32, TF32 off" if device == "cuda" else "float32" for device in devices
+            },
+            remedy="",
+        )
+
+
+def make_runtime(settings: RuntimeSettings) -> Pytorch:
+    """PyTorch with these settings."""
+    return Pytorch(settings=settings)
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Inside the block float32 means float32: no TF32, deterministic cuDNN. Restored afterwards.
+
+    PyTorch allows TF32 in cuDNN's convolutions by default (10 bits of mantissa, about 1e-3).
+
+    Source: PyTorch notes, numerical_accuracy and randomness.
+    """
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def _import_engine() -> ModuleType:
+    return import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
+
+
+def _devices() -> tuple[str, ...]:
+    import torch
+
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present.append("cuda")
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    return tuple(present)

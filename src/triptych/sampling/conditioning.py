@@ -1,0 +1,272 @@
+"""From prompts and sizes to the tensors that condition the U-Net.
+
+Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, encode_prompt and _get_add_time_ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import numpy as np
+
+from triptych.errors import UsageError
+from triptych.models.sdxl import SdxlConfig
+from triptych.models.tokenizer import ClipTokenizer
+from triptych.types import (
+    Array,
+    ComponentName,
+    HiddenStates,
+    InputIds,
+    TensorMap,
+    TextEmbeds,
+    TimeIds,
+)
+
+
+@runtime_checkable
+class Network(Protocol):
+    """Anything that runs one component in triptych's vocabulary: an open, checked session."""
+
+    def run(self, feed: TensorMap) -> dict[str, Array]:
+        """Compute the component's outputs from its inputs."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """What is asked for, one entry a picture before `num_images_per_prompt`.
+
+    Attributes:
+        prompt: for text_encoder.
+        prompt_2: for text_encoder_2; None takes `prompt`.
+        negative_prompt: the unconditional side; None is not the same as "": see
+            `force_zeros_for_empty_prompt`.
+        negative_prompt_2: for text_encoder_2; None takes `negative_prompt`.
+    """
+
+    prompt: tuple[str, ...]
+    prompt_2: tuple[str, ...] | None = None
+    negative_prompt: tuple[str, ...] | None = None
+    negative_prompt_2: tuple[str, ...] | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroConditioning:
+    """SDXL's size conditioning, in pixels, height before width.
+
+    Attributes:
+        original_size: of the imagined training picture; None takes the picture's.
+        crop: top and left of its crop.
+        target_size: of the picture asked for; None takes the picture's.
+        negative_original_size: the same for the unconditional side, together with
+            `negative_target_size`; otherwise it takes the positive one.
+        negative_crop: top and left for the unconditional side.
+        negative_target_size: see `negative_original_size`.
+    """
+
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crop: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What the U-Net is told besides the latents and the time.
+
+    With guidance the batch is twice the pictures', the unconditional half first.
+
+    Attributes:
+        encoder_hidden_states: token embeddings.
+        text_embeds: pooled embedding of text_encoder_2.
+        time_ids: micro-conditioning.
+    """
+
+    encoder_hidden_states: HiddenStates
+    text_embeds: TextEmbeds
+    time_ids: TimeIds
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompts:
+    """Prompts through the text encoders, one row each.
+
+    Attributes:
+        encoder_hidden_states: token embeddings of both encoders joined, conditional side.
+        text_embeds: pooled embeddings, conditional side.
+        negative_encoder_hidden_states: unconditional side.
+        negative_text_embeds: unconditional side.
+        input_ids: the token ids of each encoder, conditional side; for the record.
+        num_truncated: content tokens cut from each prompt, by encoder.
+    """
+
+    encoder_hidden_states: HiddenStates
+    text_embeds: TextEmbeds
+    negative_encoder_hidden_states: HiddenStates
+    negative_text_embeds: TextEmbeds
+    input_ids: Mapping[ComponentName, InputIds]
+    num_truncated: Mapping[ComponentName, tuple[int, ...]]
+
+
+def encode_prompts(
+    prompts: Prompts,
+    *,
+    networks: Mapping[ComponentName, Network],
+    tokenizers: Mapping[ComponentName, ClipTokenizer],
+    config: SdxlConfig,
+) -> EncodedPrompts:
+    """Run the text encoders.
+
+    Without a negative prompt the unconditional side is zeros where the model's
+    `force_zeros_for_empty_prompt` says so, as in SDXL base; otherwise "" is encoded.
+
+    Args:
+        prompts: what is asked for.
+        networks: the text encoders, open.
+        tokenizers: theirs, by component.
+        config: the model's numbers.
+
+    Raises:
+        UsageError: the prompts' counts differ.
+    """
+    count = _check_counts(prompts)
+    texts: dict[ComponentName, tuple[str, ...]] = {
+        "text_encoder": prompts.prompt,
+        "text_encoder_2": prompts.prompt_2 or prompts.prompt,
+    }
+    positive = _encode(texts, networks=networks, tokenizers=tokenizers)
+    if prompts.negative_prompt is None and config.force_zeros_for_empty_prompt:
+        negative_states = np.zeros_like(positive.encoder_hidden_states)
+        negative_embeds = np.zeros_like(positive.text_embeds)
+    else:
+        first = prompts.negative_prompt or ("",) * count
+        second = prompts.negative_prompt_2 or first
+        negative = _encode(
+            {"text_encoder": first, "text_encoder_2": second},
+            networks=networks,
+            tokenizers=tokenizers,
+        )
+        negative_states, negative_embeds = negative.encoder_hidden_states, negative.text_embeds
+    return EncodedPrompts(
+        encoder_hidden_states=positive.encoder_hidden_states,
+        text_embeds=positive.text_embeds,
+        negative_encoder_hidden_states=negative_states,
+        negative_text_embeds=negative_embeds,
+        input_ids=positive.input_ids,
+        num_truncated=positive.num_truncated,
+    )
+
+
+def make_conditioning(
+    encoded: EncodedPrompts,
+    sizes: MicroConditioning,
+    *,
+    config: SdxlConfig,
+    picture_size: tuple[int, int],
+    num_images_per_prompt: int = 1,
+    guided: bool,
+) -> Conditioning:
+    """Join the sides and repeat for several pictures a prompt.
+
+    The time_ids of each half are those of its side. (diffusers repeats the joined pair, which
+    for more than one picture gives each side a mixture when negative sizes differ.)
+
+    Args:
+        encoded: the prompts.
+        sizes: micro-conditioning.
+        config: the model's numbers.
+        picture_size: height and width in pixels, for sizes left open.
+        num_images_per_prompt: pictures for each prompt, next to each other.
+        guided: whether the unconditional half is needed.
+
+    Raises:
+        UsageError: the model is a refiner, which wants an aesthetic score.
+    """
+    if config.num_time_ids != 6:
+        raise UsageError(
+            f"text-to-image: got a {config.kind} model, want an SDXL base model. "
+            "A refiner continues from another model's latents."
+        )
+    repeats = num_images_per_prompt
+    positive_ids, negative_ids = _both_time_ids(sizes, picture_size)
+    positive = Conditioning(
+        encoder_hidden_states=np.repeat(encoded.encoder_hidden_states, repeats, axis=0),
+        text_embeds=np.repeat(encoded.text_embeds, repeats, axis=0),
+        time_ids=np.tile(positive_ids, (len(encoded.text_embeds) * repeats, 1)),
+    )
+    if not guided:
+        return positive
+    negative = Conditioning(
+        encoder_hidden_states=np.repeat(encoded.negative_encoder_hidden_states, repeats, axis=0),
+        text_embeds=np.repeat(encoded.negative_text_embeds, repeats, axis=0),
+        time_ids=np.tile(negative_ids, (len(positive.time_ids), 1)),
+    )
+    return Conditioning(
+        encoder_hidden_states=np.concatenate(
+            [negative.encoder_hidden_states, positive.encoder_hidden_states]
+        ),
+        text_embeds=np.concatenate([negative.text_embeds, positive.text_embeds]),
+        time_ids=np.concatenate([negative.time_ids, positive.time_ids]),
+    )
+
+
+def _both_time_ids(
+    sizes: MicroConditioning, picture_size: tuple[int, int]
+) -> tuple[TimeIds, TimeIds]:
+    """The conditional and the unconditional side's, one row each."""
+    positive = (sizes.original_size or picture_size, sizes.crop, sizes.target_size or picture_size)
+    negative = positive
+    # Both or neither, as in diffusers.
+    if sizes.negative_original_size is not None and sizes.negative_target_size is not None:
+        negative = (sizes.negative_original_size, sizes.negative_crop, sizes.negative_target_size)
+    positive_ids, negative_ids = (
+        np.array(side, np.float32).reshape(1, -1) for side in (positive, negative)
+    )
+    return positive_ids, negative_ids
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Encoded:
+    encoder_hidden_states: HiddenStates
+    text_embeds: TextEmbeds
+    input_ids: Mapping[ComponentName, InputIds]
+    num_truncated: Mapping[ComponentName, tuple[int, ...]]
+
+
+def _encode(
+    texts: Mapping[ComponentName, tuple[str, ...]],
+    *,
+    networks: Mapping[ComponentName, Network],
+    tokenizers: Mapping[ComponentName, ClipTokenizer],
+) -> _Encoded:
+    tokens = {name: tokenizer.encode(texts[name]) for name, tokenizer in tokenizers.items()}
+    outputs = {name: networks[name].run({"input_ids": tokens[name].input_ids}) for name in tokens}
+    return _Encoded(
+        encoder_hidden_states=np.concatenate(
+            [output["hidden_states"] for output in outputs.values()], axis=-1
+        ),
+        text_embeds=outputs["text_encoder_2"]["text_embeds"],
+        input_ids={name: encoded.input_ids for name, encoded in tokens.items()},
+        num_truncated={name: encoded.num_truncated for name, encoded in tokens.items()},
+    )
+
+
+def _check_counts(prompts: Prompts) -> int:
+    count = len(prompts.prompt)
+    if count == 0:
+        raise UsageError("prompt: got none, want at least one.")
+    others = {
+        "prompt_2": prompts.prompt_2,
+        "negative_prompt": prompts.negative_prompt,
+        "negative_prompt_2": prompts.negative_prompt_2,
+    }
+    for name, texts in others.items():
+        if texts is not None and len(texts) != count:
+            raise UsageError(f"{name}: got {len(texts)}, want {count}: one for each prompt.")
+    return count

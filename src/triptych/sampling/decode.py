@@ -1,0 +1,44 @@
+"""From latents to pictures."""
+
+import numpy as np
+
+from triptych.models.sdxl import SdxlConfig
+from triptych.sampling.conditioning import Network
+from triptych.types import Array, ImageFloats, ImagePixels, Latents
+
+
+def decode_latents(vae_decoder: Network, latents: Latents, *, config: SdxlConfig) -> ImageFloats:
+    """Decode latents to images, nominally in -1 to 1, one picture at a time to bound memory.
+
+    Source: diffusers pipeline_stable_diffusion_xl.py, the end of __call__: latents are divided
+    by the VAE's scaling_factor, 0.13025 for SDXL, or denormalised where its config says how.
+    """
+    unscaled = _unscale(latents, config)
+    pictures = [
+        vae_decoder.run({"latents": unscaled[row : row + 1]})["image"]
+        for row in range(len(unscaled))
+    ]
+    return np.concatenate(pictures)
+
+
+def pixels_from_image(image: ImageFloats) -> ImagePixels:
+    """Finished pixels: (x / 2 + 0.5) clipped to 0 and 1, times 255, rounded, channels last.
+
+    Source: diffusers image_processor.py, denormalize and numpy_to_pil.
+    """
+    unit = np.clip(image.astype(np.float32) / 2 + np.float32(0.5), 0, 1)
+    pixels: ImagePixels = np.round(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
+
+
+def _unscale(latents: Latents, config: SdxlConfig) -> Latents:
+    if config.latents_mean is None or config.latents_std is None:
+        unscaled: Latents = latents / np.float32(config.scaling_factor)
+        return unscaled
+    mean, std = _per_channel(config.latents_mean), _per_channel(config.latents_std)
+    denormalised: Latents = latents * std / np.float32(config.scaling_factor) + mean
+    return denormalised
+
+
+def _per_channel(values: tuple[float, ...]) -> Array:
+    return np.array(values, np.float32).reshape(1, -1, 1, 1)

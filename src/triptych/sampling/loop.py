@@ -1,0 +1,124 @@
+"""The denoising loop: a generator of immutable step records. Everything else sits on top of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+from triptych.sampling.callbacks import (
+    SamplingRun,
+    StepCallback,
+    apply_callback,
+    check_tensor_names,
+)
+from triptych.sampling.conditioning import Conditioning, Network
+from triptych.sampling.guidance import GuidanceMode, predict_noise
+from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, scale_model_input
+from triptych.sampling.solvers.base import Solver
+from triptych.types import Array, Latents, NoisePred
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """What one step did. Arrays are read-only views: copy what must outlive the next step.
+
+    Attributes:
+        index: the step, 0 to num_inference_steps - 1.
+        num_inference_steps: steps of the whole run.
+        timestep: position on the training schedule that the U-Net was told.
+        sigma: noise level before the step.
+        sigma_next: noise level after it.
+        latents: after the step and its callbacks.
+        noise_pred: the U-Net's prediction after guidance.
+        denoised: the step's estimate of x0.
+    """
+
+    index: int
+    num_inference_steps: int
+    timestep: float
+    sigma: float
+    sigma_next: float
+    latents: Latents
+    noise_pred: NoisePred
+    denoised: Latents
+
+
+Observer: TypeAlias = Callable[[StepEvent], None]
+"""Looks at a step and changes nothing: saves, previews, counts, records."""
+
+
+def iterate(
+    unet: Network,
+    *,
+    schedule: Schedule,
+    solver: Solver,
+    latents: Latents,
+    conditioning: Conditioning,
+    guidance_scale: float = 5.0,
+    guidance_mode: GuidanceMode = "batched",
+    callback_on_step_end: StepCallback | None = None,
+    callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
+) -> Iterator[StepEvent]:
+    """Denoise, one step at each `next`. Stop taking, and no further step is computed.
+
+    Args:
+        unet: the U-Net.
+        schedule: timesteps and sigmas.
+        solver: moves the latents along.
+        latents: the start, already times `schedule.init_noise_sigma`.
+        conditioning: both halves where `guidance_scale` is above 1.
+        guidance_scale: w; up to 1 means no guidance.
+        guidance_mode: one U-Net call a step, or two.
+        callback_on_step_end: diffusers' contract; may replace tensors, change the guidance scale
+            or interrupt.
+        callback_on_step_end_tensor_inputs: names of the tensors it is given.
+
+    Yields:
+        One event a step.
+
+    Raises:
+        UsageError: the callback asks for, or returns, something it may not.
+    """
+    names = check_tensor_names(callback_on_step_end_tensor_inputs)
+    run = SamplingRun(guidance_scale=guidance_scale, num_timesteps=schedule.num_inference_steps)
+    state = solver.init(schedule)
+    for index in range(schedule.num_inference_steps):
+        timestep = float(schedule.timesteps[index])
+        noise_pred = predict_noise(
+            unet,
+            scale_model_input(latents, schedule, index),
+            timestep=timestep,
+            conditioning=conditioning,
+            guidance_scale=run.guidance_scale,
+            mode=guidance_mode,
+        )
+        denoised = denoised_from_noise_pred(noise_pred, latents, schedule, index)
+        latents, state = solver.step(latents, denoised, schedule, index, state)
+        if callback_on_step_end is not None:
+            latents, conditioning = apply_callback(
+                callback_on_step_end,
+                run=run,
+                index=index,
+                timestep=timestep,
+                names=names,
+                latents=latents,
+                conditioning=conditioning,
+            )
+        yield StepEvent(
+            index=index,
+            num_inference_steps=schedule.num_inference_steps,
+            timestep=timestep,
+            sigma=float(schedule.sigmas[index]),
+            sigma_next=float(schedule.sigmas[index + 1]),
+            latents=_read_only(latents),
+            noise_pred=_read_only(noise_pred),
+            denoised=_read_only(denoised.astype(latents.dtype)),
+        )
+        if run.interrupt:
+            return
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,115 @@
+"""The noise a sample starts from: PyTorch's CPU generator, in NumPy.
+
+A published seed names a picture because everybody draws the first latents with
+`torch.Generator("cpu").manual_seed(seed)`. The same seed gives the same latents here, without
+torch. Scaling them to the first noise level is the schedule's business, not this file's.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from triptych.errors import UsageError
+from triptych.types import Array, Latents
+
+_BLOCK = 16
+"""Values PyTorch fills together; a shorter tensor is drawn value by value."""
+
+
+def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
+    """Standard normal float32 values, as `torch.randn` draws them on the CPU.
+
+    Equal to `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` bit for bit
+    below 16 values, and from 16 on up to the rounding of log, cos and sin: at most 4.8e-7 apart
+    where torch uses AVX2 or AVX-512. Torch's portable code rounds the angle otherwise and is up to
+    2.4e-6 away, from this and from torch's own AVX2 code alike.
+
+    Args:
+        shape: axis lengths; () is one value.
+        seed: what torch accepts, -2**63 to 2**64 - 1. A negative seed counts from 2**64. Only the
+            low 32 bits reach the generator, so seeds that differ by 2**32 give the same noise.
+
+    Raises:
+        UsageError: the seed is outside torch's range.
+
+    Source:
+        PyTorch 2.13: aten/src/ATen/native/cpu/DistributionTemplates.h, normal_kernel,
+        normal_fill and normal_fill_AVX2; aten/src/ATen/core/DistributionsHelper.h,
+        normal_distribution; Box and Muller 1958, doi:10.1214/aoms/1177706645.
+        Same numbers as torch: tests/reference/test_noise_against_torch.py.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"noise seed: got {seed}, want -2**63 to 2**64 - 1, as torch accepts.")
+    # The legacy generator on purpose: it is seeded as torch's MT19937 is, and NumPy guarantees its
+    # stream for ever. A full-range uint32 is one raw draw.
+    stream = np.random.RandomState(seed & 0xFFFFFFFF)
+    count = math.prod(shape)
+    values = _draw_few(stream, count) if count < _BLOCK else _draw_many(stream, count)
+    return values.reshape(shape)
+
+
+def initial_noise(*, shape: tuple[int, int, int, int], seeds: Sequence[int]) -> Latents:
+    """Unscaled first latents, as a diffusers pipeline draws them from its generators.
+
+    Args:
+        shape: batch, channels, height and width of the latents.
+        seeds: one seed draws the whole batch at once; one seed an image draws each image as if
+            it were alone, so an image does not depend on its neighbours.
+
+    Raises:
+        UsageError: neither one seed nor one seed an image, or a seed outside torch's range.
+
+    Source:
+        diffusers 0.39: diffusers/utils/torch_utils.py, randn_tensor, with one generator and with
+        a list of generators.
+    """
+    batch = shape[0]
+    if len(seeds) == 1:
+        return gaussian_noise(shape, seed=seeds[0])
+    if not seeds or len(seeds) != batch:
+        raise UsageError(
+            f"initial noise: got {len(seeds)} seeds for {batch} images, want 1 seed for the "
+            "whole batch or one an image. Give as many seeds as images."
+        )
+    return np.concatenate([gaussian_noise((1, *shape[1:]), seed=seed) for seed in seeds])
+
+
+def _draw_few(stream: np.random.RandomState, count: int) -> Array:
+    """Fewer than 16 values: float64 pairs from 53-bit uniforms, angle first, then radius."""
+    pairs = (count + 1) // 2
+    words = _words(stream, pairs * 4).astype(np.uint64).reshape(pairs, 2, 2)
+    uniforms = ((words[..., 0] << 32 | words[..., 1]) & (2**53 - 1)) * 2.0**-53
+    theta = 2 * np.pi * uniforms[:, 0]
+    radius = np.sqrt(-2 * np.log1p(-uniforms[:, 1]))
+    values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1)
+    return values.reshape(-1)[:count].astype(np.float32)
+
+
+def _draw_many(stream: np.random.RandomState, count: int) -> Array:
+    """16 values or more: blocks of 16; a last, incomplete block is drawn anew over the last 16."""
+    whole = count - count % _BLOCK
+    if whole == count:
+        return _normal_blocks(_words(stream, count))
+    words = _words(stream, count + _BLOCK)  # the words of the incomplete block are thrown away
+    return np.concatenate(
+        [
+            _normal_blocks(words[:whole])[: count - _BLOCK],
+            _normal_blocks(words[count:]),
+        ]
+    )
+
+
+def _normal_blocks(words: Array) -> Array:
+    """In every block of 16, the first 8 give radii and cosines, the last 8 angles and sines."""
+    uniforms = (words & 0xFFFFFF).astype(np.float32).reshape(-1, 2, 8) * np.float32(2**-24)
+    # The angle is rounded to float32 because torch's is; the rest is rounded once, at the end.
+    theta = (np.float32(2 * np.pi) * uniforms[:, 1]).astype(np.float64)
+    radius = np.sqrt(-2 * np.log1p(-uniforms[:, 0].astype(np.float64)))
+    values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1)
+    return values.astype(np.float32).reshape(-1)
+
+
+def _words(stream: np.random.RandomState, count: int) -> Array:
+    """The next raw 32-bit words of the generator."""
+    return stream.randint(0, 2**32, size=count, dtype=np.uint32)

@@ -1,0 +1,57 @@
+"""The array and name types that everything speaks. Shapes are written here and nowhere else."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64, UInt8
+
+Array: TypeAlias = np.ndarray
+"""Any NumPy array; C-contiguous at every border."""
+
+TensorMap: TypeAlias = Mapping[str, np.ndarray]
+"""Named tensors: the feed or the outputs of one run."""
+
+ComponentName: TypeAlias = Literal[
+    "text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"
+]
+"""The five networks of SDXL, named as diffusers names their folders."""
+
+FormatName: TypeAlias = Literal["diffusers", "onnx"]
+"""How an artifact is stored: a diffusers checkpoint itself, or what an exporter wrote."""
+
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+"""The arithmetic a component is declared, or was seen, to run in."""
+
+Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
+"""The outcome of a check. A check that did not run has not passed."""
+
+InputIds: TypeAlias = Int64[np.ndarray, "batch tokens"]
+"""CLIP token ids, padded to the encoder's 77 positions."""
+
+Latents: TypeAlias = Float32[np.ndarray, "batch channels height width"]
+"""x_t in the loop, unscaled: 4 channels, one cell for 8 x 8 image pixels."""
+
+NoisePred: TypeAlias = Float32[np.ndarray, "batch channels height width"]
+"""The U-Net's output after guidance, shaped as the latents."""
+
+HiddenStates: TypeAlias = Float32[np.ndarray, "batch tokens width"]
+"""Token embeddings: SDXL's U-Net wants 77 tokens of width 2048."""
+
+TextEmbeds: TypeAlias = Float32[np.ndarray, "batch projection"]
+"""Pooled, projected output of text_encoder_2: 1280 wide in SDXL."""
+
+TimeIds: TypeAlias = Float32[np.ndarray, "batch ids"]
+"""Micro-conditioning in pixels: original size, crop, target size; height before width."""
+
+ImageFloats: TypeAlias = Float32[np.ndarray, "batch 3 height_px width_px"]
+"""What the VAE decodes: nominally -1 to 1, not clipped."""
+
+ImagePixels: TypeAlias = UInt8[np.ndarray, "batch height_px width_px 3"]
+"""Finished pictures, channels last, 0 to 255."""
+
+Sigmas: TypeAlias = Float[np.ndarray, "steps+1"]
+"""Noise levels, descending, one more than the timesteps."""
+
+Timesteps: TypeAlias = Float[np.ndarray, "steps"]
+"""Positions on the training schedule, 0 to 999, fractional for some spacings."""

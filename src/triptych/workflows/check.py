@@ -1,0 +1,129 @@
+"""Check a bundle against a checkpoint, component by component and step by step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from triptych.bundle.bundle import Artifact, Bundle, open_bundle
+from triptych.errors import BrokenInputError
+from triptych.exporters import make_exporter
+from triptych.models.configs import read_json
+from triptych.parity.check import Candidate, check
+from triptych.parity.recording import StageReporter, default_settings, record
+from triptych.parity.report import ParityReport
+from triptych.runtimes import make_runtime
+from triptych.runtimes.base import RuntimeSettings
+from triptych.types import ComponentName, Precision
+from triptych.workflows.sample import choose_runtime
+
+_DTYPE_PRECISIONS: Mapping[str, Precision] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """What to check, and against what.
+
+    Attributes:
+        bundle: the candidate.
+        reference: the checkpoint it was made from.
+        runtime: the candidate's engine; None takes the one that reads its format.
+        runtime_settings: the candidate's device, precision, threads.
+        reference_device: where PyTorch runs the reference.
+        num_inference_steps: of the trajectory.
+        seed: of its noise.
+        variant: the reference's weight variant.
+    """
+
+    bundle: Path
+    reference: Path
+    runtime: str | None = None
+    runtime_settings: RuntimeSettings
+    reference_device: str = "cpu"
+    num_inference_steps: int = 8
+    seed: int = 0
+    variant: str | None = None
+
+
+def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityReport:
+    """Record the reference with PyTorch in float32, then check the candidate against it.
+
+    Raises:
+        BundleError: the bundle is incomplete or corrupt.
+        BrokenInputError: the two are not of the same model, and cannot be compared.
+        BackendError: an engine or device is missing.
+        NonFiniteError: the reference itself gives NaN or infinity.
+    """
+    report("opening")
+    candidate_bundle = open_bundle(request.bundle)
+    candidate_bundle.check_files()
+    reference = open_bundle(request.reference, variant=request.variant)
+    _check_comparable(candidate_bundle, reference)
+    candidate = Candidate(
+        bundle=candidate_bundle,
+        runtime=choose_runtime(candidate_bundle, request.runtime, request.runtime_settings),
+        precisions=declared_precisions(candidate_bundle, request.runtime_settings),
+    )
+    settings = default_settings(num_inference_steps=request.num_inference_steps, seed=request.seed)
+    reference_runtime = make_runtime("pytorch", RuntimeSettings(device=request.reference_device))
+    recording = record(reference, reference_runtime, settings, report=report)
+    return check(recording, candidate, report=report)
+
+
+def declared_precisions(
+    bundle: Bundle, settings: RuntimeSettings
+) -> dict[ComponentName, Precision]:
+    """The arithmetic each component declares: by the manifest, or by most of its weights."""
+    return {
+        name: _declared_precision(artifact, settings) for name, artifact in bundle.artifacts.items()
+    }
+
+
+def _declared_precision(artifact: Artifact, settings: RuntimeSettings) -> Precision:
+    if artifact.record is not None:
+        return artifact.record.precision
+    if artifact.format == "diffusers":
+        return settings.precision or "fp32"
+    dtypes = make_exporter(artifact.format).describe(artifact.path).weight_dtypes
+    floats = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
+    if not floats:
+        raise BrokenInputError(
+            f"{artifact.path}: got weights of {', '.join(dtypes) or 'no dtype'}, "
+            f"want {', '.join(_DTYPE_PRECISIONS)}."
+        )
+    return _DTYPE_PRECISIONS[max(floats, key=lambda name: floats[name])]
+
+
+def _check_comparable(candidate: Bundle, reference: Bundle) -> None:
+    if reference.format != "diffusers":
+        raise BrokenInputError(
+            f"{reference.folder}: got a bundle in {reference.format} format as the reference, "
+            "want the checkpoint in diffusers layout."
+        )
+    differing = [
+        f"{name} {getattr(candidate.config, name)!r} and {getattr(reference.config, name)!r}"
+        for name in candidate.config.__slots__
+        if getattr(candidate.config, name) != getattr(reference.config, name)
+    ]
+    if differing:
+        raise BrokenInputError(
+            f"{candidate.folder}: cannot be compared with {reference.folder}, "
+            f"their configs differ: {'; '.join(differing)}."
+        )
+    scheduler = Path("scheduler") / "scheduler_config.json"
+    if not _same_json(candidate.folder / scheduler, reference.folder / scheduler):
+        raise BrokenInputError(
+            f"{candidate.folder}: cannot be compared with {reference.folder}, "
+            "their scheduler_config.json differ, so their steps are at other noise levels."
+        )
+
+
+def _same_json(first: Path, second: Path) -> bool:
+    private = "_diffusers_version"
+    left, right = ({**read_json(path), private: None} for path in (first, second))
+    return left == right

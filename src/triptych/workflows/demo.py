@@ -1,0 +1,135 @@
+"""The demo: everything triptych does, once, on a checkpoint it makes itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, final
+
+import numpy as np
+
+from triptych.bundle.store import replace_folder
+from triptych.errors import UsageError
+from triptych.parity.report import ParityReport
+from triptych.runtimes.base import RuntimeSettings
+from triptych.sampling.conditioning import Prompts
+from triptych.sampling.text_to_image import Settings
+from triptych.testing.tiny import tiny_checkpoint
+from triptych.types import Array, ComponentName, FormatName, ImagePixels
+from triptych.workflows.check import CheckRequest, check_bundle
+from triptych.workflows.export import ExportRequest, export_bundles
+from triptych.workflows.sample import SampleRequest, sample
+
+DemoReporter: TypeAlias = Callable[[str, float], None]
+"""Told the stage in words and how far the demo is, 0 to 1."""
+
+_CONTACT_SHEET = "contact_sheet.png"
+_PROMPT = "a photograph of an astronaut riding a horse"
+_STEPS = 8
+_SAVE_STEPS = (1, 2, 4, 8)
+_MARGIN_PX, _LABEL_PX, _GAP_PX = 150, 28, 6
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What the demo left.
+
+    Attributes:
+        bundle: the ONNX bundle.
+        contact_sheet: one picture of all pictures.
+        report: the bundle against PyTorch.
+    """
+
+    bundle: Path
+    contact_sheet: Path
+    report: ParityReport
+
+
+def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
+    """Make a checkpoint, export it, sample on every runtime, draw, check.
+
+    Raises:
+        UsageError: the output folder exists and is not an earlier demo's.
+        MissingDependencyError: the export extra is not installed.
+    """
+    if output.exists() and not (output / _CONTACT_SHEET).is_file():
+        raise UsageError(f"{output}: got a folder that is no demo's, want a new one: --output.")
+    with replace_folder(output, overwrite=True) as folder:
+        report("making a checkpoint", 0.02)
+        checkpoint = tiny_checkpoint(folder / "checkpoint")
+        bundle = _export(checkpoint, folder, report)
+        rows = {
+            "PyTorch": _sample(checkpoint, folder / "pytorch", "pytorch", report, 0.6),
+            "ONNX Runtime": _sample(bundle, folder / "onnxruntime", "onnxruntime", report, 0.7),
+        }
+        sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
+        _save_png(sheet, folder / _CONTACT_SHEET)
+        parity = check_bundle(
+            CheckRequest(
+                bundle=bundle,
+                reference=checkpoint,
+                runtime_settings=RuntimeSettings(),
+                num_inference_steps=_STEPS,
+            ),
+            report=lambda stage: report(f"checking, {stage}", 0.8),
+        )
+        report("done", 1.0)
+    return DemoResult(bundle=output / "onnx", contact_sheet=output / _CONTACT_SHEET, report=parity)
+
+
+def draw_contact_sheet(
+    rows: Mapping[str, Mapping[int, ImagePixels]], *, steps: Sequence[int]
+) -> Array:
+    """One picture of many: a row for each runtime, a column for each step, both labelled."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = next(iter(rows.values()))[steps[0]].shape[1:3]
+    size = (
+        _MARGIN_PX + len(steps) * (width + _GAP_PX),
+        _LABEL_PX + len(rows) * (height + _GAP_PX),
+    )
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for column, step in enumerate(steps):
+        left = _MARGIN_PX + column * (width + _GAP_PX)
+        draw.text((left, 5), f"step {step}", fill="black", font=font)
+        for row, pictures in enumerate(rows.values()):
+            top = _LABEL_PX + row * (height + _GAP_PX)
+            sheet.paste(Image.fromarray(pictures[step][0]), (left, top))
+    for row, name in enumerate(rows):
+        top = _LABEL_PX + row * (height + _GAP_PX)
+        draw.text((8, top + height // 2 - 9), name, fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def _export(checkpoint: Path, folder: Path, report: DemoReporter) -> Path:
+    done: dict[ComponentName, float] = {}
+
+    def progress(*, to: FormatName, component: ComponentName, stage: str, fraction: float) -> None:
+        done[component] = fraction
+        report(f"exporting to {to}: {component} {stage}", 0.1 + 0.1 * sum(done.values()))
+
+    request = ExportRequest(checkpoint=checkpoint, output=folder, formats=["onnx"])
+    return export_bundles(request, progress=progress)["onnx"]
+
+
+def _sample(
+    bundle: Path, output: Path, runtime: str, report: DemoReporter, fraction: float
+) -> Mapping[int, ImagePixels]:
+    report(f"sampling on {runtime}", fraction)
+    request = SampleRequest(
+        bundle=bundle,
+        output=output,
+        settings=Settings(prompts=Prompts(prompt=(_PROMPT,)), num_inference_steps=_STEPS),
+        save_steps=_SAVE_STEPS,
+        runtime=runtime,
+        runtime_settings=RuntimeSettings(),
+    )
+    return sample(request).pixels
+
+
+def _save_png(pixels: Array, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)

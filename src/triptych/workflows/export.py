@@ -1,0 +1,194 @@
+"""Export a checkpoint: one subprocess a component, verified, then renamed into place as a whole."""
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, final, runtime_checkable
+
+from triptych.bundle.manifest import SCHEMA_VERSION, ComponentRecord, Manifest, write_manifest
+from triptych.bundle.store import record_files, replace_folder
+from triptych.errors import UsageError
+from triptych.exporters import exporter_names, make_exporter
+from triptych.exporters.base import ExportSettings
+from triptych.models.checkpoint import Checkpoint, open_checkpoint
+from triptych.models.sdxl import COMPONENTS
+from triptych.types import ComponentName, FormatName, Precision
+from triptych.workflows.export_process import ExportJob, run_export_job
+
+_ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
+_TOOLCHAIN = (
+    "triptych", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy"
+)  # fmt: skip
+
+
+@runtime_checkable
+class ExportProgress(Protocol):
+    """Told how far each component of each format is; may be called from several threads."""
+
+    def __call__(
+        self, *, to: FormatName, component: ComponentName, stage: str, fraction: float
+    ) -> None:
+        """`stage` is a word for people, `fraction` between 0 and 1 of the component."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export, and how.
+
+    Attributes:
+        checkpoint: a folder in diffusers layout.
+        output: gets one folder for each format, named after it.
+        formats: which formats.
+        components: which components; empty means all the model has.
+        precision: of weights and arithmetic, where the component allows it.
+        variant: the checkpoint's weight variant, such as "fp16".
+        overwrite: replace bundles that exist, each as a whole.
+        num_jobs: components exported at once. Each is a process of its own.
+    """
+
+    checkpoint: Path
+    output: Path
+    formats: Sequence[FormatName]
+    components: Sequence[ComponentName] = ()
+    precision: Precision = "fp32"
+    variant: str | None = None
+    overwrite: bool = False
+    num_jobs: int = 2
+
+
+def export_bundles(
+    request: ExportRequest, *, progress: ExportProgress | None = None
+) -> dict[FormatName, Path]:
+    """Export a checkpoint to one bundle for each format.
+
+    Each bundle is written beside its place, every component is run against the PyTorch one it
+    came from, and only then is it renamed. A failure or a kill leaves no half bundle.
+
+    Returns:
+        The bundle's folder for each format.
+
+    Raises:
+        UsageError: an unknown format or component, or a bundle that exists already.
+        CheckpointError: the checkpoint is not whole, or not SDXL.
+        VerificationError: an exported component disagrees with PyTorch.
+        MissingDependencyError: the export extra is not installed.
+    """
+    checkpoint = open_checkpoint(request.checkpoint, variant=request.variant)
+    components = _choose_components(request, checkpoint)
+    if not request.formats:
+        raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
+    for name in request.formats:
+        make_exporter(name, ExportSettings(precision=request.precision))
+    return {
+        name: _export_bundle(checkpoint, request, to=name, components=components, progress=progress)
+        for name in dict.fromkeys(request.formats)
+    }
+
+
+def _choose_components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ComponentName, ...]:
+    available = checkpoint.config.components
+    unknown = [name for name in request.components if name not in available]
+    if unknown:
+        raise UsageError(
+            f"components: got {', '.join(unknown)}, this {checkpoint.config.kind} model has "
+            f"{', '.join(available)}."
+        )
+    chosen = request.components or available
+    return tuple(name for name in COMPONENTS if name in chosen)
+
+
+def _export_bundle(
+    checkpoint: Checkpoint,
+    request: ExportRequest,
+    *,
+    to: FormatName,
+    components: Sequence[ComponentName],
+    progress: ExportProgress | None,
+) -> Path:
+    target = request.output / to
+    with replace_folder(target, overwrite=request.overwrite) as folder:
+        _copy_assets(checkpoint, folder)
+        records = _export_components(
+            checkpoint, request, to=to, components=components, folder=folder, progress=progress
+        )
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            format=to,
+            kind=checkpoint.config.kind,
+            precision=request.precision,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            toolchain=_toolchain(),
+            components=tuple(records),
+            files=record_files(folder),
+        )
+        write_manifest(manifest, folder)
+    return target
+
+
+def _export_components(
+    checkpoint: Checkpoint,
+    request: ExportRequest,
+    *,
+    to: FormatName,
+    components: Sequence[ComponentName],
+    folder: Path,
+    progress: ExportProgress | None,
+) -> list[ComponentRecord]:
+    def export_one(component: ComponentName) -> ComponentRecord:
+        (folder / component).mkdir()
+        shutil.copy(checkpoint.component_folder(component) / "config.json", folder / component)
+        job = ExportJob(
+            checkpoint=str(checkpoint.folder),
+            variant=checkpoint.variant,
+            component=component,
+            format=to,
+            precision=request.precision,
+            bundle=str(folder),
+        )
+
+        def report(stage: str, fraction: float) -> None:
+            if progress is not None:
+                progress(to=to, component=component, stage=stage, fraction=fraction)
+
+        record = run_export_job(job, report=report)
+        report("done", 1.0)
+        return record
+
+    # The largest first, so that the last worker is not left alone with it.
+    order = sorted(components, key=lambda name: -_weight_bytes(checkpoint, name))
+    with ThreadPoolExecutor(max_workers=max(1, request.num_jobs)) as pool:
+        futures = {name: pool.submit(export_one, name) for name in order}
+        try:
+            return [futures[name].result() for name in components]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _weight_bytes(checkpoint: Checkpoint, component: ComponentName) -> int:
+    return sum(file.stat().st_size for file in checkpoint.component_files(component))
+
+
+def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
+    """Everything besides the networks that sampling needs, so that a bundle stands alone."""
+    shutil.copy(checkpoint.folder / "model_index.json", folder)
+    for name in _ASSETS:
+        source = checkpoint.folder / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+
+
+def _toolchain() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "os": platform.system().lower()}
+    for name in _TOOLCHAIN:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

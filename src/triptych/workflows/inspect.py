@@ -1,0 +1,218 @@
+"""Say what a checkpoint or bundle holds, and what is missing or corrupt."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from triptych.bundle.bundle import Artifact, Bundle, open_bundle
+from triptych.bundle.layouts import MANIFEST_NAME
+from triptych.bundle.manifest import read_manifest
+from triptych.bundle.store import find_damage
+from triptych.errors import BrokenInputError, MissingDependencyError, ScheduleError
+from triptych.exporters import make_exporter
+from triptych.models.checkpoint import Checkpoint
+from triptych.sampling.schedule import read_scheduler_config
+from triptych.tensors import TensorSpec
+from triptych.types import ComponentName
+
+_STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentSummary:
+    """One component as it is stored.
+
+    Attributes:
+        name: the component.
+        num_parameters: weights, counted in elements; None where the file could not be read.
+        weight_dtypes: elements by stored dtype.
+        inputs: the graph's inputs, or the spec's for a checkpoint.
+        outputs: the graph's outputs, or the spec's for a checkpoint.
+        size_bytes: of its files. The VAE's halves share one file in a checkpoint.
+        opset: of an ONNX graph.
+        verified: relative L2 from PyTorch at export, the worst case; None without a manifest.
+        problem: what is wrong with it.
+    """
+
+    name: ComponentName
+    num_parameters: int | None
+    weight_dtypes: dict[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    size_bytes: int
+    opset: int | None
+    verified: float | None
+    problem: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A checkpoint or bundle.
+
+    Attributes:
+        path: where.
+        format: diffusers, onnx, ...
+        origin: checkpoint, triptych, or foreign for a bundle without a manifest.
+        kind: base or refiner.
+        precision: what the bundle was exported as; None without a manifest.
+        toolchain: versions that made it.
+        scheduler: its class, spacing and prediction type.
+        components: what it holds.
+        problems: what is missing or corrupt; empty when nothing is.
+    """
+
+    path: Path
+    format: str
+    origin: str
+    kind: str
+    precision: str | None
+    toolchain: dict[str, str]
+    scheduler: dict[str, object]
+    components: tuple[ComponentSummary, ...]
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for one JSON document."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "origin": self.origin,
+            "kind": self.kind,
+            "precision": self.precision,
+            "toolchain": self.toolchain,
+            "scheduler": self.scheduler,
+            "components": [_component_json(component) for component in self.components],
+            "problems": list(self.problems),
+        }
+
+
+def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
+    """Read what a folder says about itself and verify every hash it promises.
+
+    Raises:
+        BundleError: the folder is no bundle and no checkpoint.
+        CheckpointError: it is a checkpoint, and its configs or weights are not whole.
+    """
+    damage: tuple[str, ...] = ()
+    if (path / MANIFEST_NAME).is_file():
+        damage = find_damage(path, read_manifest(path).files)
+    bundle = open_bundle(path, variant=variant, check_sizes=False)
+    components = tuple(_summarise(bundle, artifact) for artifact in bundle.artifacts.values())
+    missing = [
+        f"{name}: not in this folder"
+        for name in bundle.config.components
+        if name not in bundle.artifacts
+    ]
+    unreadable = [f"{part.name}: {part.problem}" for part in components if part.problem]
+    scheduler, scheduler_problem = _scheduler(path)
+    manifest = bundle.manifest
+    return Summary(
+        path=path,
+        format=bundle.format,
+        origin=_origin(bundle),
+        kind=bundle.config.kind,
+        precision=manifest.precision if manifest else None,
+        toolchain=dict(manifest.toolchain) if manifest else {},
+        scheduler=scheduler,
+        components=components,
+        problems=(*damage, *missing, *unreadable, *scheduler_problem),
+    )
+
+
+def _origin(bundle: Bundle) -> str:
+    if bundle.format == "diffusers":
+        return "checkpoint"
+    return "triptych" if bundle.manifest else "foreign"
+
+
+def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
+    if artifact.checkpoint is not None:
+        return _summarise_weights(artifact, artifact.checkpoint)
+    record = artifact.record
+    try:
+        facts = make_exporter(bundle.format).describe(artifact.path)
+    except (BrokenInputError, MissingDependencyError) as error:
+        return ComponentSummary(
+            name=artifact.spec.name,
+            num_parameters=None,
+            weight_dtypes={},
+            inputs=(),
+            outputs=(),
+            size_bytes=_folder_bytes(artifact.path.parent),
+            opset=None,
+            verified=None,
+            problem=str(error),
+        )
+    verified = [found.rel_l2 for found in record.verification] if record else []
+    return ComponentSummary(
+        name=artifact.spec.name,
+        num_parameters=facts.num_parameters,
+        weight_dtypes=dict(facts.weight_dtypes),
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        size_bytes=_folder_bytes(artifact.path.parent),
+        opset=facts.opset,
+        verified=max(verified, default=None),
+    )
+
+
+def _summarise_weights(artifact: Artifact, checkpoint: Checkpoint) -> ComponentSummary:
+    histogram = Counter[str]()
+    for tensor in checkpoint.stored_tensors(artifact.spec.name).values():
+        size = 1
+        for length in tensor.shape:
+            size *= length
+        histogram[_STORED_DTYPES.get(tensor.dtype, tensor.dtype)] += size
+    files = checkpoint.component_files(artifact.spec.name)
+    return ComponentSummary(
+        name=artifact.spec.name,
+        num_parameters=sum(histogram.values()),
+        weight_dtypes=dict(histogram),
+        inputs=artifact.spec.inputs,
+        outputs=artifact.spec.outputs,
+        size_bytes=sum(file.stat().st_size for file in files),
+        opset=None,
+        verified=None,
+    )
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _scheduler(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
+    try:
+        config = read_scheduler_config(path / "scheduler" / "scheduler_config.json")
+    except ScheduleError as error:
+        return {}, (str(error),)
+    return {
+        "class": config.class_name,
+        "timestep_spacing": config.timestep_spacing,
+        "steps_offset": config.steps_offset,
+        "beta_schedule": config.beta_schedule,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "num_train_timesteps": config.num_train_timesteps,
+        "prediction_type": config.prediction_type,
+    }, ()
+
+
+def _component_json(component: ComponentSummary) -> dict[str, object]:
+    return {
+        "name": component.name,
+        "num_parameters": component.num_parameters,
+        "weight_dtypes": component.weight_dtypes,
+        "inputs": [_tensor_json(tensor) for tensor in component.inputs],
+        "outputs": [_tensor_json(tensor) for tensor in component.outputs],
+        "size_bytes": component.size_bytes,
+        "opset": component.opset,
+        "verified_rel_l2": component.verified,
+        "problem": component.problem,
+    }
+
+
+def _tensor_json(tensor: TensorSpec) -> dict[str, object]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
