@@ -173,11 +173,11 @@ def denoised_from_noise_pred(
     """
     sigma = _sigma(schedule, index)
     x, prediction = latents.astype(np.float64), noise_pred.astype(np.float64)
-    match schedule.prediction_type:
-        case "epsilon":
-            denoised: Array = x - sigma * prediction
-        case "v_prediction":
-            denoised = x / (sigma**2 + 1) - prediction * sigma / np.sqrt(sigma**2 + 1)
+    denoised: Array
+    if schedule.prediction_type == "epsilon":
+        denoised = x - sigma * prediction
+    else:
+        denoised = x / (sigma**2 + 1) - prediction * sigma / np.sqrt(sigma**2 + 1)
     return denoised
 
 
