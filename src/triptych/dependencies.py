@@ -1,24 +1,29 @@
 """Importing optional packages where they are used, with an error that says what to install."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from triptych.errors import MissingDependencyError
 
 
-def import_optional(*names: str, extra: str) -> ModuleType:
-    """Import packages and return the first.
+def import_optional(name: str, *needed: str, extra: str) -> ModuleType:
+    """Import a package.
 
     Args:
-        names: modules to import; the first is returned, the others are only needed.
+        name: the module to import.
+        needed: packages that the caller will import later; only looked for, because importing
+            them can take seconds.
         extra: the extra of triptych that brings them.
 
     Raises:
         MissingDependencyError: one of them is not installed.
     """
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package=package, extra=extra)
     try:
-        modules = [importlib.import_module(name) for name in names]
+        return importlib.import_module(name)
     except ImportError as error:
-        package = (error.name or names[0]).partition(".")[0]
+        package = (error.name or name).partition(".")[0]
         raise MissingDependencyError(package=package, extra=extra) from error
-    return modules[0]

@@ -57,11 +57,11 @@ def check_tensors(
     """
     bound = dict(axes or {})
     by_name = {spec.name: spec for spec in specs}
-    for name in by_name.keys() - tensors.keys():
+    for name in sorted(by_name.keys() - tensors.keys()):
         raise TensorMismatchError(
             component=component, tensor=name, actual="nothing", expected=by_name[name].text()
         )
-    for name in tensors.keys() - by_name.keys():
+    for name in sorted(tensors.keys() - by_name.keys()):
         raise TensorMismatchError(
             component=component,
             tensor=name,

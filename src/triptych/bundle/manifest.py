@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "Upgrade triptych."
             )
         return msgspec.json.decode(content, type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: got {error}, want a triptych manifest.") from error
 
 

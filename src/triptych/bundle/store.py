@@ -96,6 +96,8 @@ def replace_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(target)
+    if target.is_symlink() or target.is_file():
+        raise UsageError(f"{target}: got a file or a link, want a folder. Give another path.")
     if target.exists() and not overwrite:
         raise UsageError(
             f"{target}: got a path that exists, want a new one. "
@@ -130,7 +132,7 @@ def _flush(folder: Path) -> None:
 
 def _clear_leftovers(target: Path) -> None:
     """Remove what killed processes left, and put back a target that one had moved aside."""
-    for path in target.parent.glob(f".{target.name}.*"):
+    for path in target.parent.iterdir():
         found = _PARTIAL.match(path.name)
         if found is None or found["name"] != target.name or _is_alive(int(found["pid"])):
             continue

@@ -27,10 +27,11 @@ for command in (export, sample, check, inspect, doctor, tiny_checkpoint, demo):
     app.command()(command)
 
 
-def _print_version(*, asked: bool) -> None:
+def _print_version(*, asked: bool) -> bool:
     if asked:
         print(triptych.__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()

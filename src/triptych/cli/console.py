@@ -17,16 +17,21 @@ def stdout() -> "Console":
     """The console for results."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     # A pipe has no width of its own; tables should not be folded to a terminal's of 1980.
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=140)
 
 
 def stderr() -> "Console":
     """The console for progress, notes and errors."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def say(message: str) -> None:
+    """Print a line of a result as it is: not read as markup, not folded."""
+    stdout().print(message, markup=False, soft_wrap=True)
 
 
 def fail(error: TriptychError) -> None:
@@ -61,6 +66,15 @@ def progress_bars() -> "Iterator[Progress]":
     )
     with Progress(*columns, console=stderr(), transient=False) as progress:
         yield progress
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """A bar without an end on stderr, for work whose length is not known."""
+    with progress_bars() as bars:
+        task = bars.add_task(label, total=None, stage="")
+        yield
+        bars.update(task, total=1, completed=1, stage="done")
 
 
 def size_text(size_bytes: int) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from triptych.cli.check import print_report
-from triptych.cli.console import progress_bars, stdout
+from triptych.cli.console import progress_bars, say
 
 
 def demo(
@@ -29,15 +29,12 @@ def demo(
             report=lambda stage, fraction: bars.update(task, completed=fraction, stage=stage),
         )
     print_report(result.report)
-    console = stdout()
-    console.print(f"pictures:  {result.contact_sheet}  (rows: runtimes, columns: steps)")
-    console.print(f"bundle:    {result.bundle}")
-    console.print(
-        "The weights are random, so the pictures are texture; what counts is that the rows"
-    )
-    console.print("are the same. With your own SDXL checkpoint:")
-    console.print("  triptych export CHECKPOINT OUT --to onnx")
-    console.print("  triptych sample OUT/onnx --prompt 'a cat' --save-steps 1,8,32,50 --output cat")
-    console.print("  triptych check OUT/onnx --reference CHECKPOINT")
+    say(f"pictures:  {result.contact_sheet}  (rows: runtimes, columns: steps)")
+    say(f"bundle:    {result.bundle}")
+    say("The weights are random, so the pictures are texture; what counts is that the rows")
+    say("are the same. With your own SDXL checkpoint:")
+    say("  triptych export CHECKPOINT OUT --to onnx")
+    say("  triptych sample OUT/onnx --prompt 'a cat' --save-steps 1,8,32,50 --output cat")
+    say("  triptych check OUT/onnx --reference CHECKPOINT")
     if result.report.verdict != "passed":
         raise typer.Exit(1)

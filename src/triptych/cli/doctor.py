@@ -1,6 +1,6 @@
 """triptych doctor."""
 
-from triptych.cli.console import print_json, stdout
+from triptych.cli.console import print_json, stdout, working
 from triptych.cli.options import JsonOption
 
 
@@ -10,7 +10,8 @@ def doctor(*, json: JsonOption = False) -> None:
 
     from triptych.workflows.doctor import diagnose
 
-    diagnosis = diagnose()
+    with working("probing engines"):
+        diagnosis = diagnose()
     if json:
         print_json(diagnosis.to_json())
         return

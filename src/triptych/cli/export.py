@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 import typer
 
-from triptych.cli.console import note, print_json, progress_bars, size_text, stdout
+from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, VariantOption
 from triptych.types import ComponentName, FormatName
 
@@ -77,7 +77,7 @@ def export(
     for summary in summaries:
         total = sum(part.size_bytes for part in summary.components)
         worst = max((part.verified or 0.0 for part in summary.components), default=0.0)
-        stdout().print(
+        say(
             f"{summary.path}: {len(summary.components)} components, {size_text(total)}, "
             f"at most {worst:.1e} relative L2 from PyTorch"
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.console import print_json, size_text, stdout
+from triptych.cli.console import print_json, say, size_text, stdout, working
 from triptych.cli.options import JsonOption, VariantOption
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def inspect(
     """
     from triptych.workflows.inspect import inspect_path
 
-    summary = inspect_path(path, variant=variant)
+    with working("inspecting"):
+        summary = inspect_path(path, variant=variant)
     if json:
         print_json(summary.to_json())
     else:
@@ -39,7 +40,7 @@ def _print_summary(summary: "Summary") -> None:
 
     console = stdout()
     precision = f", exported as {summary.precision}" if summary.precision else ""
-    console.print(
+    say(
         f"{summary.path}: SDXL {summary.kind}, {summary.format} format, {summary.origin}{precision}"
     )
     table = Table()
@@ -57,10 +58,10 @@ def _print_summary(summary: "Summary") -> None:
     console.print(table)
     if summary.scheduler:
         settings = ", ".join(f"{name} {value}" for name, value in summary.scheduler.items())
-        console.print(f"schedule: {settings}")
+        say(f"schedule: {settings}")
     if summary.toolchain:
         tools = ", ".join(f"{name} {version}" for name, version in summary.toolchain.items())
-        console.print(f"made with: {tools}")
+        say(f"made with: {tools}")
     for problem in summary.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.console import note, print_json, progress_bars, stdout
+from triptych.cli.console import note, print_json, progress_bars, say
 from triptych.cli.options import (
     DeviceOption,
     JsonOption,
@@ -103,6 +103,7 @@ def sample(
     from triptych.sampling.conditioning import MicroConditioning, Prompts
     from triptych.sampling.text_to_image import Settings
     from triptych.workflows import sample as workflow
+    from triptych.workflows.noise_file import read_noise
 
     settings = Settings(
         prompts=Prompts(
@@ -118,7 +119,7 @@ def sample(
         width_px=width_px,
         num_images_per_prompt=num_images_per_prompt,
         seeds=tuple(seed or (0,)),
-        noise=workflow.read_noise(latents) if latents else None,
+        noise=read_noise(latents) if latents else None,
         sizes=MicroConditioning(
             original_size=original_size,
             crop=crop,
@@ -155,7 +156,7 @@ def sample(
     if json:
         print_json(result.run)
         return
-    stdout().print(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
+    say(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
 
 
 def _steps(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.console import stdout
+from triptych.cli.console import say, working
 
 
 def tiny_checkpoint(
@@ -16,4 +16,6 @@ def tiny_checkpoint(
     """Make a tiny SDXL checkpoint with random weights: all of its topology in a few megabytes."""
     from triptych.testing import tiny_checkpoint as make
 
-    stdout().print(f"{make(folder, seed=seed)}: an SDXL checkpoint in diffusers layout")
+    with working("making a checkpoint"):
+        made = make(folder, seed=seed)
+    say(f"{made}: an SDXL checkpoint in diffusers layout")

@@ -6,6 +6,7 @@ into the file one tensor at a time, converted on the way where the precision ask
 """
 
 import io
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO, final
 
 from triptych.bundle.layouts import ARTIFACT_FILES, component_bindings
 from triptych.dependencies import import_optional
-from triptych.errors import BundleError, UsageError
+from triptych.errors import UsageError
+from triptych.exporters._onnx_graph import check_graph, describe_graph
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint, StoredTensor
 from triptych.models.component import ComponentSpec
 from triptych.models.sdxl import component_precision, component_spec
-from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ _SMALL_TENSOR_BYTES = 1024  # stay in the graph, where shape inference can read 
 # path and the graph is right for every size divisible by 8, not only for multiples of 32.
 _TRACE_AXES = {"batch": 2, "height": 9, "width": 11}
 
-# What graphs call dynamic axes; optimum's names.
-_AXIS_NAMES = {"batch": "batch_size"}
+# What graphs call dynamic axes.
+_AXIS_NAMES = {"batch": "batch_size", "8*height": "height_px", "8*width": "width_px"}
 
 
 @final
@@ -83,29 +84,11 @@ class OnnxExporter:
         path.write_bytes(model.SerializeToString())
         del model
         report("checking", 0.7)
-        _check(path)
+        check_graph(path)
 
     def describe(self, path: Path) -> ArtifactFacts:
         """Read a graph's inputs, outputs, opset and weight dtypes."""
-        onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
-        model = _load_graph(path)
-        _check_external_data(model, path)
-        histogram = Counter[str]()
-        for weight in model.graph.initializer:
-            size = 1
-            for length in weight.dims:
-                size *= length
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).name
-            histogram[dtype] += size
-        weights = {initializer.name for initializer in model.graph.initializer}
-        opsets = {entry.domain: entry.version for entry in model.opset_import}
-        return ArtifactFacts(
-            inputs=tuple(_port(value) for value in model.graph.input if value.name not in weights),
-            outputs=tuple(_port(value) for value in model.graph.output),
-            num_parameters=sum(histogram.values()),
-            weight_dtypes=dict(sorted(histogram.items())),
-            opset=opsets.get("", opsets.get("ai.onnx")),
-        )
+        return describe_graph(path)
 
 
 def make_exporter(settings: ExportSettings) -> OnnxExporter:
@@ -158,7 +141,9 @@ def _trace(
             output_names=outputs,
             dynamic_axes=_dynamic_axes(spec, inputs, outputs),
         )
-    return onnx.load_model_from_string(buffer.getvalue())
+    model = onnx.load_model_from_string(buffer.getvalue())
+    _declare_output_shapes(model, spec)
+    return model
 
 
 def _trace_length(axis: int | str) -> int:
@@ -173,21 +158,29 @@ def _dynamic_axes(
 ) -> dict[str, dict[int, str]]:
     axes = {
         name: {
-            index: _axis_name(axis)
+            index: _AXIS_NAMES.get(axis, axis)
             for index, axis in enumerate(tensor.shape)
             if isinstance(axis, str)
         }
         for name, tensor in zip(inputs, spec.inputs, strict=True)
     }
-    is_image = len(spec.outputs[0].shape) == 4
-    for name in outputs:
-        image = {2: "out_height", 3: "out_width"} if is_image else {}
-        axes[name] = {0: _axis_name("batch"), **image}
-    return axes
+    return {**axes, **{name: {0: _AXIS_NAMES["batch"]} for name in outputs}}
 
 
-def _axis_name(axis: str) -> str:
-    return _AXIS_NAMES.get(axis, axis.replace("*", "_"))
+def _declare_output_shapes(model: "onnx.ModelProto", spec: ComponentSpec) -> None:
+    """Say the outputs' axes as the spec does; the tracer invents names for those it is not sure of.
+
+    All image-like outputs, and all hidden states, have the shape of the component's first output.
+    """
+    shape = spec.outputs[0].shape
+    for value in model.graph.output:
+        axes = value.type.tensor_type.shape.dim
+        if len(axes) == len(shape):
+            for axis, length in zip(axes, shape, strict=True):
+                if isinstance(length, int):
+                    axis.dim_value = length
+                else:
+                    axis.dim_param = _AXIS_NAMES.get(length, length)
 
 
 def _attach_weights(
@@ -205,7 +198,7 @@ def _attach_weights(
     transposed = _fold_transposes(model, set(stored))
     used = [value.name for value in model.graph.input if value.name in stored]
     element_bytes = dtype.itemsize
-    total = sum(_num_elements(stored[name]) for name in used) * element_bytes
+    total = sum(math.prod(stored[name].shape) for name in used) * element_bytes
     external = data_path.open("wb") if total > EXTERNAL_DATA_BYTES else None
     try:
         for name, tensor in _stream(stored, used):
@@ -218,13 +211,6 @@ def _attach_weights(
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-
-
-def _num_elements(tensor: StoredTensor) -> int:
-    size = 1
-    for length in tensor.shape:
-        size *= length
-    return size
 
 
 def _stream(
@@ -287,51 +273,3 @@ def _add_initializer(
     for key, value in entries.items():
         entry = proto.external_data.add()
         entry.key, entry.value = key, str(value)
-
-
-def _check(path: Path) -> None:
-    """Run ONNX's own checker; the caller compares numbers."""
-    onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise BundleError(f"{path}: got {error}, want a valid ONNX graph.") from error
-
-
-def _load_graph(path: Path) -> "onnx.ModelProto":
-    onnx = import_optional("onnx", "onnx.checker", extra="onnxruntime")
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's errors share no base class with OSError
-        raise BundleError(f"{path}: got {error}, want a readable ONNX graph.") from error
-
-
-def _check_external_data(model: "onnx.ModelProto", path: Path) -> None:
-    """Find external data that is missing or shorter than the graph says."""
-    for weight in model.graph.initializer:
-        entries = {entry.key: entry.value for entry in weight.external_data}
-        if not entries:
-            continue
-        file = path.parent / entries["location"]
-        wanted = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-        size = file.stat().st_size if file.is_file() else -1
-        if size < wanted:
-            actual = "no such file" if size < 0 else f"{size} bytes"
-            raise BundleError(
-                f"{file}: got {actual}, want at least {wanted} bytes for weight {weight.name!r}. "
-                "Copy the bundle again, or export it again."
-            )
-
-
-def _port(value: "onnx.ValueInfoProto") -> TensorSpec:
-    import onnx
-
-    tensor = value.type.tensor_type
-    return TensorSpec(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
-        shape=tuple(
-            axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?"
-            for axis in tensor.shape.dim
-        ),
-    )

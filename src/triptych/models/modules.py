@@ -48,10 +48,11 @@ class TextEncoderModule(nn.Module):
 
     @override
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Encode token ids [batch, 77]."""
+        """Encode token ids [batch, 77]. Every result is float32 at the border."""
         output = self.encoder(input_ids=input_ids, output_hidden_states=True, return_dict=True)
         first, second = self.output_names[:2]
-        return (output[first], output[second], *output.hidden_states)
+        tensors = (output[first], output[second], *output.hidden_states)
+        return tuple(tensor.float() for tensor in tensors)
 
 
 @final
@@ -216,7 +217,7 @@ def _empty_text_encoder(component: ComponentName, config: dict[str, object]) -> 
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
     # Eager attention writes the causal mask out as plain operators, which every format has.
-    clip_config = CLIPTextConfig.from_dict({**config, "attn_implementation": "eager"})
+    clip_config = CLIPTextConfig.from_dict(config, attn_implementation="eager")
     pooled = component == "text_encoder_2"
     model = CLIPTextModelWithProjection if pooled else CLIPTextModel
     return TextEncoderModule(

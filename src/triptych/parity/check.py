@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
-
 from triptych.bundle.bundle import Bundle
 from triptych.errors import NonFiniteError
 from triptych.parity.compare import compare, passes
@@ -181,7 +179,7 @@ class _Judge:
         found = compare(actual, expected, component=self.component, tensor=tensor)
         ok = passes(found, rel_l2_limit=self.limit)
         reason = "" if ok else f"relative L2 {found.rel_l2:.1e} is over {self.limit:.1e}"
-        if not np.isfinite(found.rel_l2):
+        if not (found.finite_actual and found.finite_expected):
             reason = "got NaN or infinity"
         return Row(
             stage=self.stage,

@@ -1,5 +1,6 @@
 """A check's outcome: rows of evidence, each with its verdict, and the verdict of all."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
@@ -91,7 +92,8 @@ def worst_rows(report: ParityReport) -> tuple[Row, ...]:
 
 def _badness(row: Row) -> tuple[int, float]:
     rank = {"passed": 0, "not_run": 1, "failed": 2}[row.verdict]
-    return rank, row.comparison.rel_l2 if row.comparison is not None else float("inf")
+    distance = math.nan if row.comparison is None else row.comparison.rel_l2
+    return rank, math.inf if math.isnan(distance) else distance
 
 
 def _execution_record(execution: Execution) -> dict[str, object]:

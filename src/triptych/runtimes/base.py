@@ -73,8 +73,8 @@ class Session(Protocol):
     """One opened component, speaking the artifact's own names and dtypes.
 
     An implementer makes three raw calls: open (by the Runtime), run, close. Checks, mapping,
-    timing and reports are written once, in CheckedSession. Callers may not assume that outputs
-    stay valid after the next run.
+    timing and reports are written once, in CheckedSession. Outputs belong to the caller: they share
+    no memory with the feed, and a later run does not change them.
     """
 
     @property

@@ -13,6 +13,9 @@ from triptych.runtimes.base import Execution, Runtime, Session
 from triptych.tensors import TensorSpec, check_tensors, describe
 from triptych.types import Array, ComponentName, TensorMap
 
+_GRAPH_DTYPES = ("float32", "float16", "float64", "int64", "int32")
+"""What the border's tensors can be cast to and from; NumPy has no bfloat16."""
+
 
 @final
 class CheckedSession:
@@ -135,6 +138,14 @@ def _match_ports(
                 actual=f"{port.text()} in the graph",
                 expected=spec.text(),
                 hint="The graph and the configs beside it are of different models.",
+            )
+        if port.dtype not in _GRAPH_DTYPES:
+            raise TensorMismatchError(
+                component=artifact.spec.name,
+                tensor=binding.artifact_name,
+                actual=f"{port.text()} in the graph",
+                expected=f"one of {', '.join(_GRAPH_DTYPES)}",
+                hint="Export it again with such inputs and outputs.",
             )
         matched[spec.name] = port
     unknown = set(by_name) - {port.name for port in matched.values()}

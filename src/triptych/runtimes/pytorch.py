@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, final
 
@@ -48,13 +49,14 @@ class PytorchSession:
 
         if self._module is None:
             raise BackendError("pytorch: got a run on a closed session. Open it again.")
+        # Copies: torch can share neither memory that is read-only nor the caller's trust in it.
         arguments = [
-            torch.from_numpy(feed[spec.name]).to(self.execution.device) for spec in self.inputs
+            torch.tensor(feed[spec.name], device=self.execution.device) for spec in self.inputs
         ]
         with torch.inference_mode(), exact_arithmetic():
             try:
                 results = self._module(*arguments)
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:  # IndexError: an id beyond a vocabulary
                 raise BackendError(f"pytorch: could not run the module. {error}") from error
         named = dict(zip(self._names, results, strict=True))
         return {name: named[name].float().cpu().numpy() for name in outputs}
@@ -151,24 +153,32 @@ def make_runtime(settings: RuntimeSettings) -> Pytorch:
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Inside the block float32 means float32: no TF32, deterministic cuDNN. Restored afterwards.
+    """Inside the block float32 means float32, and cuDNN is deterministic. Restored afterwards.
 
-    PyTorch allows TF32 in cuDNN's convolutions by default (10 bits of mantissa, about 1e-3).
+    PyTorch allows TF32 in cuDNN's convolutions by default (10 bits of mantissa, about 1e-3), and
+    after `torch.set_float32_matmul_precision("medium")` bfloat16 in matrix products, on CPUs too.
 
-    Source: PyTorch notes, numerical_accuracy and randomness.
+    Source: PyTorch notes, numerical_accuracy and randomness; torch.backends, fp32_precision.
     """
     import torch
 
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
+    cudnn = torch.backends.cudnn
+    engines = attrgetter("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv")
+    # The older allow_tf32 cannot even be read once a caller has used fp32_precision.
+    exact: list[tuple[object, str, object]] = [
+        *((engine, "fp32_precision", "ieee") for engine in engines(torch.backends)),
+        (cudnn, "enabled", True),
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in exact]
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
+        for owner, name, value in exact:
+            setattr(owner, name, value)
+        yield
     finally:
-        matmul.allow_tf32 = before
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def _import_engine() -> ModuleType:

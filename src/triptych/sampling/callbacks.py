@@ -60,7 +60,12 @@ class StepCallback(Protocol):
     """Called at the end of every step; returns the tensors it was given, changed or not."""
 
     def __call__(
-        self, run: SamplingRun, step_index: int, timestep: float, callback_kwargs: dict[str, Array]
+        self,
+        run: SamplingRun,
+        step_index: int,
+        timestep: float,
+        callback_kwargs: dict[str, Array],
+        /,  # diffusers calls the first one pipe
     ) -> Mapping[str, Array]:
         """Change the run or its tensors."""
 
@@ -109,35 +114,31 @@ def apply_callback(
             "callback_kwargs it was given. End the callback with: return callback_kwargs"
         )
     check_tensor_names(returned)
-    replaced = {**tensors, **returned}
+    replaced = {name: _float32(tensor) for name, tensor in {**tensors, **returned}.items()}
+    _check_shapes(replaced, before=latents, run=run, index=index)
     changed = Conditioning(
-        encoder_hidden_states=_float32(replaced["prompt_embeds"]),
-        text_embeds=_float32(replaced["add_text_embeds"]),
-        time_ids=_float32(replaced["add_time_ids"]),
+        encoder_hidden_states=replaced["prompt_embeds"],
+        text_embeds=replaced["add_text_embeds"],
+        time_ids=replaced["add_time_ids"],
     )
-    new_latents = _float32(replaced["latents"])
-    _check_shapes(new_latents, changed, before=latents, run=run, index=index)
-    return new_latents, changed
+    return replaced["latents"], changed
 
 
 def _check_shapes(
-    latents: Latents, conditioning: Conditioning, *, before: Latents, run: SamplingRun, index: int
+    replaced: Mapping[str, Array], *, before: Latents, run: SamplingRun, index: int
 ) -> None:
-    if latents.shape != before.shape:
+    shape = replaced["latents"].shape
+    if shape != before.shape:
         raise UsageError(
-            f"callback_on_step_end at step {index}: got latents {list(latents.shape)} back, "
+            f"callback_on_step_end at step {index}: got latents {list(shape)} back, "
             f"want {list(before.shape)}."
         )
-    rows = len(latents) * (2 if run.do_classifier_free_guidance else 1)
-    for name, tensor in (
-        ("prompt_embeds", conditioning.encoder_hidden_states),
-        ("add_text_embeds", conditioning.text_embeds),
-        ("add_time_ids", conditioning.time_ids),
-    ):
-        if len(tensor) != rows:
+    rows = len(before) * (2 if run.do_classifier_free_guidance else 1)
+    for name in ("prompt_embeds", "add_text_embeds", "add_time_ids"):
+        if len(replaced[name]) != rows:
             raise UsageError(
-                f"callback_on_step_end at step {index}: got {len(tensor)} rows of {name}, want "
-                f"{rows} for {len(latents)} pictures at guidance_scale {run.guidance_scale:g}. "
+                f"callback_on_step_end at step {index}: got {len(replaced[name])} rows of {name}, "
+                f"want {rows} for {len(before)} pictures at guidance_scale {run.guidance_scale:g}. "
                 "A callback that turns guidance off must keep the conditional half of all three."
             )
 

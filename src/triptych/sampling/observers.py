@@ -1,6 +1,7 @@
 """Observers to hang on a run: they look at steps and change nothing."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import final
 
 from triptych.errors import UsageError
@@ -41,7 +42,14 @@ class Recorder:
 
     def __call__(self, event: StepEvent) -> None:
         """Keep this step."""
-        self.events.append(event)
+        self.events.append(
+            replace(
+                event,
+                latents=event.latents.copy(),
+                noise_pred=event.noise_pred.copy(),
+                denoised=event.denoised.copy(),
+            )
+        )
 
 
 def observe(events: Iterable[StepEvent], observers: Iterable[Observer]) -> Iterator[StepEvent]:

@@ -204,7 +204,7 @@ def _spaced_timesteps(config: SchedulerConfig, num_inference_steps: int) -> Arra
             return np.round(np.arange(total, 0, -total / num_inference_steps)) - 1
 
 
-def _sigmas_at(config: SchedulerConfig, timesteps: Array) -> Sigmas:
+def _sigmas_at(config: SchedulerConfig, timesteps: Timesteps) -> Sigmas:
     """Sigmas at the timesteps, and the one the run ends at."""
     abar = alphas_cumprod(config)
     training = np.sqrt((1 - abar) / abar)

@@ -4,6 +4,7 @@ Each act opens the components it needs and closes them again, so that the larges
 memory, not the sum.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from triptych.sampling.solvers import solver_for
 from triptych.sampling.solvers.base import Solver
 from triptych.types import ComponentName, ImageFloats, Latents
 
-_TOKENIZER_FOLDERS: Mapping[ComponentName, str] = {
+TOKENIZER_FOLDERS: Mapping[ComponentName, str] = {
     "text_encoder": "tokenizer",
     "text_encoder_2": "tokenizer_2",
 }
@@ -106,6 +107,7 @@ def prepare(bundle: Bundle, runtime: Runtime, settings: Settings) -> Prepared:
         ScheduleError: the scheduler config cannot be followed.
         BundleError: a component or an asset is missing.
     """
+    _check_numbers(settings)
     height_px, width_px = _picture_size(bundle, settings)
     scheduler = read_scheduler_config(bundle.folder / "scheduler" / "scheduler_config.json")
     schedule = make_schedule(scheduler, num_inference_steps=settings.num_inference_steps)
@@ -176,11 +178,16 @@ def _picture_size(bundle: Bundle, settings: Settings) -> tuple[int, int]:
     for name, length in (("height_px", height_px), ("width_px", width_px)):
         if length <= 0 or length % scale:
             raise UsageError(f"{name}: got {length}, want a positive multiple of {scale}.")
+    return height_px, width_px
+
+
+def _check_numbers(settings: Settings) -> None:
     if settings.num_images_per_prompt < 1:
         raise UsageError(
             f"num_images_per_prompt: got {settings.num_images_per_prompt}, want at least 1."
         )
-    return height_px, width_px
+    if not math.isfinite(settings.guidance_scale):
+        raise UsageError(f"guidance_scale: got {settings.guidance_scale}, want a finite number.")
 
 
 def _starting_noise(
@@ -202,9 +209,9 @@ def _starting_noise(
 def _encode(
     bundle: Bundle, runtime: Runtime, prompts: Prompts
 ) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
-    encoders = [name for name in bundle.config.components if name in _TOKENIZER_FOLDERS]
+    encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
     tokenizers = {
-        name: load_tokenizer(bundle.folder / _TOKENIZER_FOLDERS[name]) for name in encoders
+        name: load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[name]) for name in encoders
     }
     with ExitStack() as stack:
         sessions = {

@@ -1,8 +1,10 @@
-"""Public test helpers: a small SDXL checkpoint made on the spot, for tests without downloads.
+"""Public test helpers: a small checkpoint made on the spot, and the contract of every backend.
 
-Importing this package imports no framework; `tiny_checkpoint` needs the `export` extra when called.
+Importing this package imports no framework; calling what is in it needs the `export` extra, and
+the contracts need the engine that they check.
 """
 
+from triptych.testing.contract import check_exporter, check_runtime
 from triptych.testing.tiny import tiny_checkpoint
 
-__all__ = ["tiny_checkpoint"]
+__all__ = ["check_exporter", "check_runtime", "tiny_checkpoint"]

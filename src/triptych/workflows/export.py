@@ -141,8 +141,6 @@ def _export_components(
     progress: ExportProgress | None,
 ) -> list[ComponentRecord]:
     def export_one(component: ComponentName) -> ComponentRecord:
-        (folder / component).mkdir()
-        shutil.copy(checkpoint.component_folder(component) / "config.json", folder / component)
         job = ExportJob(
             checkpoint=str(checkpoint.folder),
             variant=checkpoint.variant,
@@ -176,8 +174,14 @@ def _weight_bytes(checkpoint: Checkpoint, component: ComponentName) -> int:
 
 
 def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
-    """Everything besides the networks that sampling needs, so that a bundle stands alone."""
+    """Everything besides the networks that sampling needs, so that a bundle stands alone.
+
+    All configs, also those of components that are not exported: the model's sizes are in them.
+    """
     shutil.copy(checkpoint.folder / "model_index.json", folder)
+    for component in checkpoint.config.components:
+        (folder / component).mkdir()
+        shutil.copy(checkpoint.component_folder(component) / "config.json", folder / component)
     for name in _ASSETS:
         source = checkpoint.folder / name
         if source.is_dir():

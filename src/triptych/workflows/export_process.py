@@ -113,8 +113,9 @@ def _follow(
     talk: list[str] = []
     listener = threading.Thread(target=talk.extend, args=(child.stderr,), daemon=True)
     listener.start()
-    child.stdin.write(msgspec.json.encode(job).decode() + "\n")
-    child.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it is gone already; below says how it ended
+        child.stdin.write(msgspec.json.encode(job).decode() + "\n")
+        child.stdin.flush()
     for line in child.stdout:
         message = msgspec.json.decode(line, type=_Message)
         if message.record is not None:

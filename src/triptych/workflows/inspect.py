@@ -1,6 +1,7 @@
 """Say what a checkpoint or bundle holds, and what is missing or corrupt."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -9,10 +10,12 @@ from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.bundle.manifest import read_manifest
 from triptych.bundle.store import find_damage
-from triptych.errors import BrokenInputError, MissingDependencyError, ScheduleError
+from triptych.errors import BrokenInputError, BundleError, MissingDependencyError, ScheduleError
 from triptych.exporters import make_exporter
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.tokenizer import load_tokenizer
 from triptych.sampling.schedule import read_scheduler_config
+from triptych.sampling.text_to_image import TOKENIZER_FOLDERS
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName
 
@@ -99,7 +102,14 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
     damage: tuple[str, ...] = ()
     if (path / MANIFEST_NAME).is_file():
         damage = find_damage(path, read_manifest(path).files)
-    bundle = open_bundle(path, variant=variant, check_sizes=False)
+    try:
+        bundle = open_bundle(path, variant=variant, check_sizes=False)
+    except BrokenInputError as error:
+        if damage:  # the error is only what the first damage led to
+            raise BundleError(
+                f"{path}: got {'; '.join(damage)}. Copy or export it again."
+            ) from error
+        raise
     components = tuple(_summarise(bundle, artifact) for artifact in bundle.artifacts.values())
     missing = [
         f"{name}: not in this folder"
@@ -118,7 +128,13 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         toolchain=dict(manifest.toolchain) if manifest else {},
         scheduler=scheduler,
         components=components,
-        problems=(*damage, *missing, *unreadable, *scheduler_problem),
+        problems=(
+            *damage,
+            *missing,
+            *unreadable,
+            *scheduler_problem,
+            *_tokenizer_problems(bundle),
+        ),
     )
 
 
@@ -198,6 +214,14 @@ def _scheduler(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
         "num_train_timesteps": config.num_train_timesteps,
         "prediction_type": config.prediction_type,
     }, ()
+
+
+def _tokenizer_problems(bundle: Bundle) -> Iterator[str]:
+    for component in bundle.config.text_encoders:
+        try:
+            load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[component])
+        except BrokenInputError as error:
+            yield str(error)
 
 
 def _component_json(component: ComponentSummary) -> dict[str, object]:

@@ -1,0 +1,142 @@
+"""The files of one run: pictures, previews, latents, and the record that repeats it."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+import triptych
+from triptych.bundle.bundle import Bundle
+from triptych.bundle.layouts import MANIFEST_NAME
+from triptych.bundle.store import file_sha256
+from triptych.runtimes.base import Runtime
+from triptych.sampling.loop import StepEvent
+from triptych.sampling.preview import preview_pixels
+from triptych.sampling.text_to_image import Prepared
+from triptych.types import Array, ImagePixels, Latents
+
+
+@final
+class PreviewWriter:
+    """Writes a linear preview of what each step believes the picture is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, event: StepEvent) -> None:
+        """Write this step's preview."""
+        width = _digits(event.num_inference_steps)
+        name = f"preview_{event.index + 1:0{width}d}"
+        _write_png(preview_pixels(event.denoised), self._folder, name)
+
+
+def write_pictures(pixels: Mapping[int, ImagePixels], folder: Path) -> dict[int, tuple[str, ...]]:
+    """Write step_01.png and so on, and final.png with the last step's; return the names by step."""
+    width = _digits(max(pixels, default=0))
+    names = {
+        step: _write_png(pictures, folder, f"step_{step:0{width}d}")
+        for step, pictures in sorted(pixels.items())
+    }
+    if pixels:
+        _write_png(pixels[max(pixels)], folder, "final")
+    return names
+
+
+def _write_png(pixels: ImagePixels, folder: Path, stem: str) -> tuple[str, ...]:
+    """One file for one picture; numbered files for several."""
+    from PIL import Image
+
+    names = tuple(
+        f"{stem}.png" if len(pixels) == 1 else f"{stem}_{number}.png"
+        for number in range(len(pixels))
+    )
+    for name, picture in zip(names, pixels, strict=True):
+        Image.fromarray(picture).save(folder / name)
+    return names
+
+
+def _digits(last: int) -> int:
+    return max(2, len(str(last)))
+
+
+def write_latents(
+    prepared: Prepared, steps: Mapping[int, Latents], last: Latents, folder: Path
+) -> None:
+    """Write latents.safetensors: the unit noise, each saved step, and the final latents."""
+    from safetensors.numpy import save_file
+
+    width = _digits(max(steps, default=0))
+    tensors = {f"step_{step:0{width}d}": latents for step, latents in steps.items()}
+    contiguous = {
+        name: np.ascontiguousarray(tensor)
+        for name, tensor in {"noise": prepared.noise, **tensors, "final": last}.items()
+    }
+    save_file(contiguous, folder / "latents.safetensors")
+
+
+def run_record(
+    bundle: Bundle, runtime: Runtime, prepared: Prepared, *, steps: Sequence[int], last: Latents
+) -> dict[str, object]:
+    """Everything needed to repeat the run, and to see whether a repetition was the same.
+
+    Args:
+        bundle: what was sampled from.
+        runtime: on which engine.
+        prepared: the run.
+        steps: those that were saved.
+        last: the final latents.
+    """
+    settings = prepared.settings
+    manifest = bundle.folder / MANIFEST_NAME
+    execution = next(iter(prepared.executions.values()))
+    return {
+        "schema_version": 1,
+        "triptych": triptych.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "bundle": {
+            "path": str(bundle.folder),
+            "format": bundle.format,
+            "manifest_sha256": file_sha256(manifest) if manifest.is_file() else None,
+        },
+        "runtime": {
+            "name": runtime.name,
+            "version": execution.version,
+            "device": execution.device,
+            "precision": execution.precision,
+            "details": dict(execution.details),
+        },
+        "prompts": asdict(settings.prompts),
+        "input_ids": {name: ids.tolist() for name, ids in prepared.encoded.input_ids.items()},
+        "num_truncated_tokens": {
+            name: list(counts) for name, counts in prepared.encoded.num_truncated.items()
+        },
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_mode": settings.guidance_mode,
+        "num_images_per_prompt": settings.num_images_per_prompt,
+        "seeds": list(settings.seeds) if settings.noise is None else None,
+        "height_px": prepared.height_px,
+        "width_px": prepared.width_px,
+        "time_ids": prepared.conditioning.time_ids.tolist(),
+        "scheduler": {
+            "config": json.loads(
+                (bundle.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+            ),
+            "timesteps": [float(timestep) for timestep in prepared.schedule.timesteps],
+            "sigmas": [float(sigma) for sigma in prepared.schedule.sigmas],
+            "init_noise_sigma": prepared.schedule.init_noise_sigma,
+        },
+        "save_steps": list(steps),
+        "noise_sha256": _array_sha256(prepared.noise),
+        "final_latents_sha256": _array_sha256(last),
+    }
+
+
+def _array_sha256(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,0 +1,285 @@
+"""Prompts, sizes and the order in which the U-Net gets them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pytest
+
+from triptych.bundle.bundle import Bundle
+from triptych.errors import UsageError
+from triptych.models.sdxl import SdxlConfig
+from triptych.models.tokenizer import ClipTokenizer, load_tokenizer
+from triptych.sampling.conditioning import (
+    Conditioning,
+    EncodedPrompts,
+    MicroConditioning,
+    Network,
+    Prompts,
+    encode_prompts,
+    make_conditioning,
+)
+from triptych.types import Array, ComponentName, TensorMap
+
+ENCODERS: tuple[ComponentName, ...] = ("text_encoder", "text_encoder_2")
+WIDTHS: Mapping[ComponentName, int] = {"text_encoder": 3, "text_encoder_2": 5}
+PICTURE_SIZE = (128, 96)
+
+
+@final
+class FakeEncoder:
+    """Gives every token's id back as its embedding, and their sum as the pooled one."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self.calls = 0
+
+    def run(self, feed: TensorMap) -> dict[str, Array]:
+        self.calls += 1
+        ids = feed["input_ids"].astype(np.float32)
+        return {
+            "hidden_states": np.repeat(ids[:, :, None], self._width, axis=2) + self._width,
+            "text_embeds": ids.sum(axis=1, keepdims=True) + np.arange(4, dtype=np.float32),
+        }
+
+
+@pytest.fixture
+def config(checkpoint_bundle: Bundle) -> SdxlConfig:
+    return checkpoint_bundle.config
+
+
+@pytest.fixture(scope="session")
+def tokenizers(checkpoint: Path) -> dict[ComponentName, ClipTokenizer]:
+    return {
+        "text_encoder": load_tokenizer(checkpoint / "tokenizer"),
+        "text_encoder_2": load_tokenizer(checkpoint / "tokenizer_2"),
+    }
+
+
+def encode(
+    prompts: Prompts, tokenizers: Mapping[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> EncodedPrompts:
+    networks: dict[ComponentName, Network] = {
+        name: FakeEncoder(WIDTHS[name]) for name in config.text_encoders
+    }
+    return encode_prompts(prompts, networks=networks, tokenizers=tokenizers, config=config)
+
+
+def encoded_rows(count: int) -> EncodedPrompts:
+    """Row r of the conditional side holds r + 1, of the unconditional side -(r + 1)."""
+    rows = np.arange(1, count + 1, dtype=np.float32)
+    states = np.broadcast_to(rows[:, None, None], (count, 7, 8)).copy()
+    embeds = np.broadcast_to(rows[:, None], (count, 4)).copy()
+    return EncodedPrompts(
+        encoder_hidden_states=states,
+        text_embeds=embeds,
+        negative_encoder_hidden_states=-states,
+        negative_text_embeds=-embeds,
+        input_ids={},
+        num_truncated={},
+    )
+
+
+def condition(
+    config: SdxlConfig,
+    *,
+    count: int = 1,
+    sizes: MicroConditioning | None = None,
+    num_images_per_prompt: int = 1,
+    guided: bool = True,
+) -> Conditioning:
+    return make_conditioning(
+        encoded_rows(count),
+        sizes or MicroConditioning(),
+        config=config,
+        picture_size=PICTURE_SIZE,
+        num_images_per_prompt=num_images_per_prompt,
+        guided=guided,
+    )
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def test_both_encoders_are_joined_token_by_token(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    encoded = encode(Prompts(prompt=("a cat", "a dog!")), tokenizers, config)
+
+    states = encoded.encoder_hidden_states
+    assert states.shape == (2, 77, 3 + 5)
+    ids = {name: tokenizers[name].encode(["a cat", "a dog!"]).input_ids for name in ENCODERS}
+    np.testing.assert_array_equal(states[:, :, 0], ids["text_encoder"] + 3)
+    np.testing.assert_array_equal(states[:, :, -1], ids["text_encoder_2"] + 5)
+    np.testing.assert_array_equal(encoded.text_embeds[:, 0], ids["text_encoder_2"].sum(axis=1))
+    assert encoded.input_ids.keys() == ids.keys()
+    np.testing.assert_array_equal(encoded.input_ids["text_encoder_2"], ids["text_encoder_2"])
+
+
+def test_second_encoder_takes_its_own_prompt(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    plain = encode(Prompts(prompt=("a cat",)), tokenizers, config)
+    mixed = encode(Prompts(prompt=("a cat",), prompt_2=("a dog",)), tokenizers, config)
+    dog = encode(Prompts(prompt=("a dog",)), tokenizers, config)
+
+    np.testing.assert_array_equal(
+        mixed.encoder_hidden_states[..., :3], plain.encoder_hidden_states[..., :3]
+    )
+    np.testing.assert_array_equal(
+        mixed.encoder_hidden_states[..., 3:], dog.encoder_hidden_states[..., 3:]
+    )
+    np.testing.assert_array_equal(mixed.text_embeds, dog.text_embeds)
+    assert not np.array_equal(mixed.text_embeds, plain.text_embeds)
+
+
+def test_no_negative_prompt_is_zeros_where_the_model_says_so(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    forced = replace(config, force_zeros_for_empty_prompt=True)
+    encoded = encode(Prompts(prompt=("a cat", "a dog")), tokenizers, forced)
+    assert encoded.negative_encoder_hidden_states.shape == encoded.encoder_hidden_states.shape
+    assert not encoded.negative_encoder_hidden_states.any()
+    assert not encoded.negative_text_embeds.any()
+
+
+@pytest.mark.parametrize("force_zeros", [True, False])
+def test_an_empty_negative_prompt_is_encoded(
+    tokenizers: dict[ComponentName, ClipTokenizer],
+    config: SdxlConfig,
+    force_zeros: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    chosen = replace(config, force_zeros_for_empty_prompt=force_zeros)
+    encoded = encode(Prompts(prompt=("a cat",), negative_prompt=("",)), tokenizers, chosen)
+    empty = encode(Prompts(prompt=("",)), tokenizers, chosen)
+    np.testing.assert_array_equal(
+        encoded.negative_encoder_hidden_states, empty.encoder_hidden_states
+    )
+    np.testing.assert_array_equal(encoded.negative_text_embeds, empty.text_embeds)
+
+
+def test_no_negative_prompt_is_the_empty_one_where_zeros_are_not_forced(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    chosen = replace(config, force_zeros_for_empty_prompt=False)
+    without = encode(Prompts(prompt=("a cat", "x")), tokenizers, chosen)
+    empty = encode(Prompts(prompt=("a cat", "x"), negative_prompt=("", "")), tokenizers, chosen)
+    np.testing.assert_array_equal(without.negative_text_embeds, empty.negative_text_embeds)
+    assert without.negative_text_embeds.any()
+
+
+def test_second_encoder_takes_its_own_negative_prompt(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    prompts = Prompts(prompt=("a cat",), negative_prompt=("fog",), negative_prompt_2=("rain",))
+    encoded = encode(prompts, tokenizers, config)
+    expected = encode(Prompts(prompt=("fog",), prompt_2=("rain",)), tokenizers, config)
+    np.testing.assert_array_equal(
+        encoded.negative_encoder_hidden_states, expected.encoder_hidden_states
+    )
+    np.testing.assert_array_equal(encoded.negative_text_embeds, expected.text_embeds)
+
+
+def test_cut_tokens_are_counted(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    encoded = encode(Prompts(prompt=("a " * 80, "a")), tokenizers, config)
+    assert encoded.num_truncated == {"text_encoder": (5, 0), "text_encoder_2": (5, 0)}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name"),
+    [
+        (Prompts(prompt=("a", "b"), prompt_2=("a",)), "prompt_2"),
+        (Prompts(prompt=("a",), negative_prompt=("a", "b")), "negative_prompt"),
+        (Prompts(prompt=("a",), negative_prompt=()), "negative_prompt"),
+        (
+            Prompts(prompt=("a",), negative_prompt=("b",), negative_prompt_2=("a", "b")),
+            "negative_prompt_2",
+        ),
+    ],
+)
+def test_counts_that_differ(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig, prompts: Prompts, name: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"^{name}: got \d, want {len(prompts.prompt)}"):
+        encode(prompts, tokenizers, config)
+
+
+def test_no_prompt(tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig) -> None:
+    with pytest.raises(UsageError, match="prompt: got none"):
+        encode(Prompts(prompt=()), tokenizers, config)
+
+
+# --- the batch -----------------------------------------------------------------------------------
+
+
+def test_guidance_puts_the_unconditional_half_first(config: SdxlConfig) -> None:
+    told = condition(config, count=2)
+    assert told.text_embeds[:, 0].tolist() == [-1, -2, 1, 2]
+    assert told.encoder_hidden_states[:, 0, 0].tolist() == [-1, -2, 1, 2]
+
+
+def test_without_guidance_only_the_conditional_half_is_there(config: SdxlConfig) -> None:
+    told = condition(config, count=2, guided=False)
+    assert told.text_embeds[:, 0].tolist() == [1, 2]
+    assert len(told.encoder_hidden_states) == len(told.time_ids) == 2
+
+
+def test_pictures_of_one_prompt_lie_next_to_each_other(config: SdxlConfig) -> None:
+    told = condition(config, count=2, num_images_per_prompt=3)
+    rows = [-1, -1, -1, -2, -2, -2, 1, 1, 1, 2, 2, 2]
+    assert told.text_embeds[:, 0].tolist() == rows
+    assert told.encoder_hidden_states[:, 0, 0].tolist() == rows
+    assert told.time_ids.shape == (12, 6)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def test_time_ids_are_height_before_width(config: SdxlConfig) -> None:
+    sizes = MicroConditioning(original_size=(1, 2), crop=(3, 4), target_size=(5, 6))
+    told = condition(config, sizes=sizes, guided=False)
+    assert told.time_ids.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert told.time_ids.dtype == np.float32
+
+
+def test_sizes_left_open_are_the_pictures(config: SdxlConfig) -> None:
+    told = condition(config)
+    assert told.time_ids.tolist() == [[128, 96, 0, 0, 128, 96]] * 2
+
+
+def test_negative_sizes_are_for_the_unconditional_half(config: SdxlConfig) -> None:
+    sizes = MicroConditioning(
+        original_size=(1, 2),
+        crop=(3, 4),
+        target_size=(5, 6),
+        negative_original_size=(10, 20),
+        negative_crop=(30, 40),
+        negative_target_size=(50, 60),
+    )
+    told = condition(config, count=2, sizes=sizes, num_images_per_prompt=2)
+    expected = [[10, 20, 30, 40, 50, 60]] * 4 + [[1, 2, 3, 4, 5, 6]] * 4
+    assert told.time_ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        MicroConditioning(crop=(3, 4), negative_original_size=(10, 20)),
+        MicroConditioning(crop=(3, 4), negative_target_size=(10, 20)),
+        MicroConditioning(crop=(3, 4), negative_crop=(30, 40)),
+    ],
+)
+def test_one_negative_size_alone_changes_nothing(
+    config: SdxlConfig, sizes: MicroConditioning
+) -> None:
+    told = condition(config, sizes=sizes)
+    assert told.time_ids.tolist() == [[128, 96, 3, 4, 128, 96]] * 2
+
+
+def test_a_refiner_is_refused(config: SdxlConfig) -> None:
+    with pytest.raises(UsageError, match="refiner"):
+        condition(replace(config, num_time_ids=5, kind="refiner"))

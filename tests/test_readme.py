@@ -1,0 +1,47 @@
+"""Every command in the README runs, in order, as a reader would type it."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_readme_s_commands_and_its_python_run_as_written(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "CHECKPOINT").symlink_to(checkpoint)
+    commands = [line for block in _blocks("bash") for line in block.splitlines() if line]
+    assert len(commands) >= 5
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "triptych"
+        _run(["-m", "triptych.cli", *arguments], tmp_path)
+    [script] = _blocks("python")
+    shown = _run(["-c", script], tmp_path)
+    assert shown.splitlines()[-1].startswith("49 ")
+    assert (tmp_path / "cat" / "final.png").is_file()
+
+
+def test_the_readme_s_make_targets_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def _run(arguments: list[str], folder: Path) -> str:
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, f"{arguments}: {ended.stderr}"
+    return ended.stdout

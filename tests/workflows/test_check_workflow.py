@@ -1,0 +1,120 @@
+"""What a check refuses to compare, and the precision that a bundle declares."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from triptych.bundle.bundle import Bundle, open_bundle
+from triptych.errors import BrokenInputError, BundleError, CheckpointError, UsageError
+from triptych.parity.report import ParityReport
+from triptych.runtimes.base import RuntimeSettings
+from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions
+
+
+def check(bundle: Path, reference: Path, *, runtime: str | None = None) -> ParityReport:
+    request = CheckRequest(
+        bundle=bundle,
+        reference=reference,
+        runtime=runtime,
+        runtime_settings=RuntimeSettings(num_threads=1),
+        num_inference_steps=1,
+    )
+    return check_bundle(request, report=lambda _: None)
+
+
+def edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
+
+
+@pytest.fixture
+def foreign(onnx_folder: Path, tmp_path: Path) -> Path:
+    """A copy without its manifest, as if optimum-cli had made it."""
+    folder = shutil.copytree(onnx_folder, tmp_path / "foreign")
+    (folder / "triptych.json").unlink()
+    return folder
+
+
+# --- what cannot be compared ---------------------------------------------------------------------
+
+
+def test_a_bundle_is_no_reference(onnx_folder: Path) -> None:
+    with pytest.raises(BrokenInputError, match="as the reference, want the checkpoint"):
+        check(onnx_folder, onnx_folder)
+
+
+def test_models_of_other_sizes(foreign: Path, checkpoint: Path) -> None:
+    edit(foreign / "unet" / "config.json", cross_attention_dim=96)
+    with pytest.raises(BrokenInputError, match="configs differ: cross_attention_dim 96 and 80"):
+        check(foreign, checkpoint)
+
+
+def test_other_noise_levels(foreign: Path, checkpoint: Path) -> None:
+    edit(foreign / "scheduler" / "scheduler_config.json", beta_end=0.02)
+    with pytest.raises(BrokenInputError, match=r"scheduler_config\.json differ"):
+        check(foreign, checkpoint)
+
+
+def test_damage_is_found_before_anything_runs(
+    onnx_folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(onnx_folder, tmp_path / "bundle")
+    edit(folder / "unet" / "config.json", _name="another")
+    with pytest.raises(BundleError, match=r"got unet/config\.json: "):
+        check(folder, checkpoint)
+
+
+def test_no_reference(onnx_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises((BundleError, CheckpointError), match="missing"):
+        check(onnx_folder, tmp_path / "missing")
+
+
+def test_engine_that_does_not_read_the_bundle(onnx_folder: Path, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="got 'pytorch' for a bundle in onnx format"):
+        check(onnx_folder, checkpoint, runtime="pytorch")
+
+
+@pytest.mark.slow
+def test_a_version_of_diffusers_in_the_schedule_is_no_difference(
+    foreign: Path, checkpoint: Path
+) -> None:
+    edit(foreign / "scheduler" / "scheduler_config.json", _diffusers_version="0.0.1")
+    report = check(foreign, checkpoint)
+    assert report.verdict == "passed"
+    assert report.settings["num_inference_steps"] == 1
+
+
+# --- declared precision --------------------------------------------------------------------------
+
+
+def test_precision_is_the_manifests(onnx_bundle: Bundle) -> None:
+    record = onnx_bundle.artifacts["unet"].record
+    assert record is not None
+    half = replace(onnx_bundle.artifacts["unet"], record=replace(record, precision="fp16"))
+    bundle = replace(onnx_bundle, artifacts={**onnx_bundle.artifacts, "unet": half})
+    declared = declared_precisions(bundle, RuntimeSettings())
+    assert declared["unet"] == "fp16"
+    assert {found for name, found in declared.items() if name != "unet"} == {"fp32"}
+
+
+def test_precision_without_a_manifest_is_that_of_most_weights(foreign: Path) -> None:
+    path = foreign / "vae_encoder" / "model.onnx"
+    model = onnx.load(path)
+    for weight in list(model.graph.initializer)[1:]:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(weight).astype("float16")
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    declared = declared_precisions(open_bundle(foreign), RuntimeSettings())
+    assert declared["vae_encoder"] == "fp16"
+    assert declared["unet"] == "fp32"
+
+
+def test_precision_of_a_checkpoint_is_what_is_asked_of_pytorch(checkpoint_bundle: Bundle) -> None:
+    assert set(declared_precisions(checkpoint_bundle, RuntimeSettings()).values()) == {"fp32"}
+    asked = declared_precisions(checkpoint_bundle, RuntimeSettings(precision="bf16"))
+    assert set(asked.values()) == {"bf16"}

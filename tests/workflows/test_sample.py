@@ -1,0 +1,324 @@
+"""Sampling into a folder: its files, what they promise, and what is left when a run fails."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from triptych.bundle.bundle import Bundle
+from triptych.errors import BrokenInputError, BundleError, UsageError
+from triptych.runtimes.base import RuntimeSettings
+from triptych.sampling.callbacks import SamplingRun
+from triptych.sampling.conditioning import Prompts
+from triptych.sampling.loop import StepEvent
+from triptych.sampling.noise import initial_noise
+from triptych.sampling.text_to_image import Settings
+from triptych.types import Array
+from triptych.workflows.noise_file import read_noise
+from triptych.workflows.sample import SampleRequest, choose_runtime, sample
+
+STEPS = 3
+
+
+def request(bundle: Path, output: Path, **changes: object) -> SampleRequest:
+    settings = {
+        "prompts": Prompts(prompt=("a cat",)),
+        "num_inference_steps": STEPS,
+        "height_px": 64,
+        "width_px": 72,
+    }
+    own = {name: changes.pop(name) for name in list(changes) if name in Settings.__slots__}
+    return SampleRequest(
+        bundle=bundle,
+        output=output,
+        settings=Settings(**{**settings, **own}),  # type: ignore[arg-type]
+        runtime_settings=RuntimeSettings(),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def pixels(path: Path) -> Array:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def sha256(array: Array) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def test_chosen_steps_are_written_and_the_last_is_final(onnx_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "pictures"
+    result = sample(request(onnx_folder, output, save_steps=(2, 1)))
+
+    expected = {"step_01.png", "step_02.png", "final.png", "latents.safetensors", "run.json"}
+    assert files(output) == expected
+    assert files(output.parent) == {"pictures"}
+    np.testing.assert_array_equal(pixels(output / "final.png"), pixels(output / "step_02.png"))
+    assert pixels(output / "final.png").shape == (64, 72, 3)
+    np.testing.assert_array_equal(pixels(output / "step_01.png"), result.pixels[1][0])
+    assert not np.array_equal(result.pixels[1], result.pixels[2])
+    assert result.pictures == {1: (output / "step_01.png",), 2: (output / "step_02.png",)}
+
+
+def test_the_last_step_is_saved_unless_others_are_asked_for(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "pictures"
+    result = sample(request(onnx_folder, output))
+    assert set(result.pictures) == {STEPS}
+    assert {"step_03.png", "final.png"} < files(output)
+
+
+def test_several_pictures_are_numbered(onnx_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pictures"
+    sample(request(onnx_folder, output, num_images_per_prompt=2, seeds=(4, 5)))
+    assert files(output) == {
+        *("step_03_0.png", "step_03_1.png", "final_0.png", "final_1.png"),
+        *("latents.safetensors", "run.json"),
+    }
+    assert not np.array_equal(pixels(output / "final_0.png"), pixels(output / "final_1.png"))
+
+
+def test_previews_are_one_small_picture_a_step(onnx_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pictures"
+    sample(request(onnx_folder, output, previews=True))
+    previews = sorted(name for name in files(output) if name.startswith("preview"))
+    assert previews == ["preview_01.png", "preview_02.png", "preview_03.png"]
+    assert pixels(output / "preview_01.png").shape == (8, 9, 3)
+
+
+def test_latents_hold_the_noise_the_saved_steps_and_the_end(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "pictures"
+    seen: list[Array] = []
+
+    def watch(event: StepEvent) -> None:
+        seen.append(event.latents.copy())
+
+    result = sample(request(onnx_folder, output, save_steps=(1,), seeds=(7,)), observers=[watch])
+
+    tensors = load_file(output / "latents.safetensors")
+    assert set(tensors) == {"noise", "step_01", "final"}
+    shape = (1, 4, 8, 9)
+    np.testing.assert_array_equal(tensors["noise"], initial_noise(shape=shape, seeds=[7]))
+    np.testing.assert_array_equal(tensors["step_01"], seen[0])
+    np.testing.assert_array_equal(tensors["final"], seen[-1])
+    assert len(seen) == STEPS  # the run goes on to its end, whatever is saved
+    assert result.run["noise_sha256"] == sha256(tensors["noise"])
+    assert result.run["final_latents_sha256"] == sha256(tensors["final"])
+
+
+def test_run_json_says_what_ran(onnx_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pictures"
+    prompts = Prompts(prompt=("a cat",), negative_prompt=("fog",))
+    result = sample(request(onnx_folder, output, prompts=prompts, guidance_scale=3.5, seeds=(9,)))
+
+    run = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert run == json.loads(json.dumps(result.run))
+    assert run["prompts"] == {
+        "prompt": ["a cat"],
+        "prompt_2": None,
+        "negative_prompt": ["fog"],
+        "negative_prompt_2": None,
+    }
+    assert (run["num_inference_steps"], run["guidance_scale"], run["seeds"]) == (STEPS, 3.5, [9])
+    assert (run["height_px"], run["width_px"]) == (64, 72)
+    assert run["time_ids"] == [[64, 72, 0, 0, 64, 72]] * 2
+    assert run["save_steps"] == [STEPS]
+    assert run["runtime"]["name"] == "onnxruntime"
+    assert run["runtime"]["device"] == "CPUExecutionProvider"
+    assert run["bundle"]["format"] == "onnx"
+    manifest = (onnx_folder / "triptych.json").read_bytes()
+    assert run["bundle"]["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert len(run["scheduler"]["timesteps"]) == STEPS
+    assert len(run["scheduler"]["sigmas"]) == STEPS + 1
+    assert len(run["input_ids"]["text_encoder"][0]) == 77
+
+
+def test_prompts_that_were_cut_are_told(onnx_folder: Path, tmp_path: Path) -> None:
+    prompts = Prompts(prompt=("a " * 80,))
+    result = sample(request(onnx_folder, tmp_path / "pictures", prompts=prompts))
+    assert result.warnings == (
+        "text_encoder: prompt 0 is 5 tokens too long; they were cut off",
+        "text_encoder_2: prompt 0 is 5 tokens too long; they were cut off",
+    )
+
+
+def test_a_callback_steers_the_run(onnx_folder: Path, tmp_path: Path) -> None:
+    def stop(
+        run: SamplingRun,
+        step_index: int,
+        timestep: float,  # noqa: ARG001  the contract's
+        callback_kwargs: dict[str, Array],
+    ) -> Mapping[str, Array]:
+        run.interrupt = step_index == 1
+        return {"latents": callback_kwargs["latents"] * 0}
+
+    output = tmp_path / "pictures"
+    sample(request(onnx_folder, output, save_steps=(1, 3)), callback_on_step_end=stop)
+
+    assert {"step_01.png", "final.png"} < files(output)
+    assert "step_03.png" not in files(output)
+    assert not load_file(output / "latents.safetensors")["final"].any()
+
+
+def test_a_checkpoint_is_sampled_from_by_pytorch(checkpoint: Path, tmp_path: Path) -> None:
+    result = sample(request(checkpoint, tmp_path / "pictures", guidance_scale=1.0))
+    assert isinstance(result.run["runtime"], dict)
+    assert result.run["runtime"]["name"] == "pytorch"
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def test_an_existing_folder_is_refused_and_not_touched(onnx_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        sample(request(onnx_folder, tmp_path))
+    assert files(tmp_path) == {"mine.txt"}
+
+
+def test_an_existing_folder_is_replaced_as_a_whole_when_asked(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "pictures"
+    output.mkdir()
+    (output / "old.png").write_text("old")
+    sample(request(onnx_folder, output, overwrite=True))
+    assert "old.png" not in files(output)
+    assert "final.png" in files(output)
+    assert files(tmp_path) == {"pictures"}
+
+
+def test_a_run_that_fails_leaves_nothing(onnx_folder: Path, tmp_path: Path) -> None:
+    def fail(event: StepEvent) -> None:
+        raise RuntimeError(f"step {event.index}")
+
+    with pytest.raises(RuntimeError, match="step 0"):
+        sample(request(onnx_folder, tmp_path / "pictures"), observers=[fail])
+    assert files(tmp_path) == set()
+
+
+def test_a_run_that_fails_leaves_the_old_folder(onnx_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pictures"
+    output.mkdir()
+    (output / "old.png").write_text("old")
+    with pytest.raises(UsageError, match="guidance_scale"):
+        sample(request(onnx_folder, output, overwrite=True, guidance_scale=float("nan")))
+    assert files(output) == {"old.png"}
+    assert files(tmp_path) == {"pictures"}
+
+
+def test_a_save_step_beyond_the_last_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="got 4, want 1 to 3"):
+        sample(request(tmp_path / "no bundle", tmp_path / "pictures", save_steps=(4,)))
+
+
+def test_changed_content_is_found_unless_told_not_to_look(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(onnx_folder, tmp_path / "bundle")
+    path = folder / "vae_encoder" / "config.json"
+    path.write_bytes(path.read_bytes().replace(b"sample_size", b"sample_saze"))
+    with pytest.raises(BundleError, match=r"vae_encoder/config\.json: content changed"):
+        sample(request(folder, tmp_path / "pictures"))
+    sample(request(folder, tmp_path / "pictures", verify=False))
+    assert "final.png" in files(tmp_path / "pictures")
+
+
+# --- the engine ----------------------------------------------------------------------------------
+
+
+def test_engine_is_the_one_that_reads_the_format(
+    onnx_bundle: Bundle, checkpoint_bundle: Bundle
+) -> None:
+    assert choose_runtime(onnx_bundle, None, RuntimeSettings()).name == "onnxruntime"
+    assert choose_runtime(checkpoint_bundle, None, RuntimeSettings()).name == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pytorch", "runtime: got 'pytorch' for a bundle in onnx format, want onnxruntime"),
+        ("tensorrt", "runtime: got 'tensorrt', want one of .*onnxruntime"),
+    ],
+)
+def test_engine_that_does_not_fit(onnx_bundle: Bundle, name: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        choose_runtime(onnx_bundle, name, RuntimeSettings())
+
+
+# --- noise from a file ---------------------------------------------------------------------------
+
+
+def gaussian() -> Array:
+    return np.random.default_rng(0).standard_normal((1, 4, 8, 9)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["noise", "latents"])
+def test_noise_is_read_from_safetensors(tmp_path: Path, name: str) -> None:
+    save_file({name: gaussian(), "final": gaussian() * 0}, tmp_path / "noise.safetensors")
+    np.testing.assert_array_equal(read_noise(tmp_path / "noise.safetensors"), gaussian())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_noise_is_read_from_npy_as_float32(tmp_path: Path, dtype: type[np.floating]) -> None:
+    np.save(tmp_path / "noise.npy", gaussian().astype(dtype))
+    noise = read_noise(tmp_path / "noise.npy")
+    assert noise.dtype == np.float32
+    np.testing.assert_array_equal(noise, gaussian().astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_noise_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    noise = gaussian()
+    noise[0, 1, 2, 3] = value
+    np.save(tmp_path / "noise.npy", noise)
+    with pytest.raises(BrokenInputError, match="want finite noise"):
+        read_noise(tmp_path / "noise.npy")
+
+
+def test_noise_of_another_rank(tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", gaussian()[0])
+    with pytest.raises(BrokenInputError, match=r"got float32 \[4, 8, 9\]"):
+        read_noise(tmp_path / "noise.npy")
+
+
+def test_safetensors_without_noise(tmp_path: Path) -> None:
+    save_file({"final": gaussian()}, tmp_path / "noise.safetensors")
+    with pytest.raises(BrokenInputError, match="got tensors final, want 'noise' or 'latents'"):
+        read_noise(tmp_path / "noise.safetensors")
+
+
+@pytest.mark.parametrize("name", ["noise.npy", "noise.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not noise", b"PK\x03\x04"])
+def test_file_that_is_no_noise(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BrokenInputError, match=name):
+        read_noise(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["noise.npy", "noise.safetensors"])
+def test_missing_noise(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BrokenInputError, match=name):
+        read_noise(tmp_path / name)
+
+
+def test_pickled_noise_is_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(BrokenInputError, match="noise"):
+        read_noise(tmp_path / "noise.npy")
