@@ -244,3 +244,11 @@ def test_file_that_is_no_config(tmp_path: Path, text: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match=r"scheduler_config\.json"):
         read_scheduler_config(tmp_path / "scheduler_config.json")
+
+
+def test_trailing_spacing_never_makes_a_step_too_many() -> None:
+    config = SchedulerConfig(timestep_spacing="trailing")
+    for steps in (61, 103, 121, 122):  # where rounding leaves room for a timestep of -1
+        schedule = make_schedule(config, num_inference_steps=steps)
+        assert schedule.num_inference_steps == steps
+        assert schedule.timesteps.min() >= 0

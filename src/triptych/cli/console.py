@@ -64,7 +64,8 @@ def progress_bars() -> "Iterator[Progress]":
         TextColumn("{task.fields[stage]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=stderr(), transient=False) as progress:
+    console = stderr()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield progress
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import NonFiniteError
+from triptych.errors import BackendError, NonFiniteError
 from triptych.parity.compare import compare, passes
 from triptych.parity.limits import COMPONENT_REL_L2, TRAJECTORY_REL_L2, coarsest, guided_limit
 from triptych.parity.recording import Recording, StageReporter
@@ -42,7 +42,8 @@ class Candidate:
 def check(recording: Recording, candidate: Candidate, *, report: StageReporter) -> ParityReport:
     """Compare a candidate with a recording.
 
-    A component that gives NaN or infinity fails its row, and the check goes on.
+    A component that gives NaN or infinity, or that its engine cannot run at some size, fails that
+    row, and the check goes on.
 
     Args:
         recording: the reference.
@@ -51,7 +52,7 @@ def check(recording: Recording, candidate: Candidate, *, report: StageReporter) 
 
     Raises:
         BundleError: an artifact cannot be read.
-        BackendError: the engine is missing or could not run.
+        BackendError: the engine is missing.
     """
     executions: dict[ComponentName, Execution] = {}
     rows: list[Row] = []
@@ -98,7 +99,7 @@ def _component_rows(
                 continue
             try:
                 outputs = session.run(case.feed)
-            except NonFiniteError as error:
+            except (NonFiniteError, BackendError) as error:
                 yield judge.failed(case.name, str(error))
                 continue
             for tensor, expected in case.outputs.items():

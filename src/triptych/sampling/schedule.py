@@ -201,7 +201,9 @@ def _spaced_timesteps(config: SchedulerConfig, num_inference_steps: int) -> Arra
             ascending = np.linspace(0, total - 1, num_inference_steps, dtype=np.float32)
             return ascending[::-1].astype(np.float64)
         case "trailing":
-            return np.round(np.arange(total, 0, -total / num_inference_steps)) - 1
+            # Rounding can make one more, at timestep -1, as for 61 steps; diffusers keeps it.
+            spaced = np.round(np.arange(total, 0, -total / num_inference_steps)) - 1
+            return spaced[:num_inference_steps]
 
 
 def _sigmas_at(config: SchedulerConfig, timesteps: Timesteps) -> Sigmas:
