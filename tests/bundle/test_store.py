@@ -310,3 +310,21 @@ def test_files_that_nobody_promised_are_no_damage(
     folder, records = recorded
     (folder / "README.md").write_text("mine")
     assert find_damage(folder, records) == ()
+
+
+def test_overwriting_spares_a_folder_that_is_somebody_else_s(tmp_path: Path) -> None:
+    target = tmp_path / "home"
+    target.mkdir()
+    (target / "letters.txt").write_text("mine")
+
+    with (
+        pytest.raises(UsageError, match=r"run\.json"),
+        replace_folder(target, overwrite=True, marker="run.json"),
+    ):
+        raise AssertionError("the block must not run")
+    assert (target / "letters.txt").read_text() == "mine"
+
+    (target / "run.json").write_text("{}")
+    with replace_folder(target, overwrite=True, marker="run.json") as folder:
+        (folder / "run.json").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["run.json"]

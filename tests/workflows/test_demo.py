@@ -46,6 +46,6 @@ def test_contact_sheet_takes_only_the_steps_it_shows() -> None:
 
 def test_a_folder_that_is_no_demo_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="no demo's"):
+    with pytest.raises(UsageError, match="contact_sheet"):
         run_demo(tmp_path, report=lambda _, __: None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -198,6 +198,7 @@ def test_an_existing_folder_is_replaced_as_a_whole_when_asked(
     output = tmp_path / "pictures"
     output.mkdir()
     (output / "old.png").write_text("old")
+    (output / "run.json").write_text("{}")
     sample(request(onnx_folder, output, overwrite=True))
     assert "old.png" not in files(output)
     assert "final.png" in files(output)
@@ -216,10 +217,10 @@ def test_a_run_that_fails_leaves_nothing(onnx_folder: Path, tmp_path: Path) -> N
 def test_a_run_that_fails_leaves_the_old_folder(onnx_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "pictures"
     output.mkdir()
-    (output / "old.png").write_text("old")
+    (output / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="guidance_scale"):
         sample(request(onnx_folder, output, overwrite=True, guidance_scale=float("nan")))
-    assert files(output) == {"old.png"}
+    assert files(output) == {"run.json"}
     assert files(tmp_path) == {"pictures"}
 
 

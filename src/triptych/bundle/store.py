@@ -78,7 +78,9 @@ def check_files(folder: Path, records: Sequence[FileRecord], *, hashes: bool = T
 
 
 @contextlib.contextmanager
-def replace_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def replace_folder(
+    target: Path, *, overwrite: bool = False, marker: str | None = None
+) -> Iterator[Path]:
     """Fill a temporary folder; when the block ends well, it becomes the target in one rename.
 
     The temporary folder is a sibling, so on the same filesystem. If the block raises, it is
@@ -90,19 +92,15 @@ def replace_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         target: the folder to make.
         overwrite: replace an existing target. It is moved aside, and deleted only when the new
             one stands.
+        marker: a file that every such folder has. Without it an existing target is somebody
+            else's, and is not replaced even with `overwrite`.
 
     Raises:
-        UsageError: the target exists and `overwrite` was not given.
+        UsageError: the target exists and `overwrite` was not given, or it is somebody else's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(target)
-    if target.is_symlink() or target.is_file():
-        raise UsageError(f"{target}: got a file or a link, want a folder. Give another path.")
-    if target.exists() and not overwrite:
-        raise UsageError(
-            f"{target}: got a path that exists, want a new one. "
-            "Give another folder, or --overwrite to replace it as a whole."
-        )
+    _check_target(target, overwrite=overwrite, marker=marker)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
@@ -111,6 +109,23 @@ def replace_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _swap(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_target(target: Path, *, overwrite: bool, marker: str | None) -> None:
+    if target.is_symlink() or target.is_file():
+        raise UsageError(f"{target}: got a file or a link, want a folder. Give another path.")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{target}: got a path that exists, want a new one. "
+            "Give another folder, or --overwrite to replace it as a whole."
+        )
+    if marker is not None and any(target.iterdir()) and not (target / marker).is_file():
+        raise UsageError(
+            f"{target}: got a folder without {marker}, so not one that this command made; it is "
+            "not replaced. Give another folder."
+        )
 
 
 def _swap(partial: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ from typing import TypeAlias, final
 import numpy as np
 
 from triptych.bundle.store import replace_folder
-from triptych.errors import UsageError
 from triptych.parity.report import ParityReport
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.conditioning import Prompts
@@ -52,9 +51,7 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
         UsageError: the output folder exists and is not an earlier demo's.
         MissingDependencyError: the export extra is not installed.
     """
-    if output.exists() and not (output / _CONTACT_SHEET).is_file():
-        raise UsageError(f"{output}: got a folder that is no demo's, want a new one: --output.")
-    with replace_folder(output, overwrite=True) as folder:
+    with replace_folder(output, overwrite=True, marker=_CONTACT_SHEET) as folder:
         report("making a checkpoint", 0.02)
         checkpoint = tiny_checkpoint(folder / "checkpoint")
         bundle = _export(checkpoint, folder, report)

@@ -112,7 +112,7 @@ def _export_bundle(
     progress: ExportProgress | None,
 ) -> Path:
     target = request.output / to
-    with replace_folder(target, overwrite=request.overwrite) as folder:
+    with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
         _copy_assets(checkpoint, folder)
         records = _export_components(
             checkpoint, request, to=to, components=components, folder=folder, progress=progress

@@ -20,6 +20,9 @@ from triptych.sampling.preview import preview_pixels
 from triptych.sampling.text_to_image import Prepared
 from triptych.types import Array, ImagePixels, Latents
 
+RUN_FILE = "run.json"
+"""Everything needed to repeat a run; every folder of a run has one."""
+
 
 @final
 class PreviewWriter:

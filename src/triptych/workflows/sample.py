@@ -17,7 +17,13 @@ from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
 from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
 from triptych.types import ImagePixels, Latents
-from triptych.workflows.run_folder import PreviewWriter, run_record, write_latents, write_pictures
+from triptych.workflows.run_folder import (
+    RUN_FILE,
+    PreviewWriter,
+    run_record,
+    write_latents,
+    write_pictures,
+)
 
 
 @final
@@ -100,7 +106,7 @@ def sample(
     )
     bundle = open_bundle(request.bundle, variant=request.variant)
     runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
-    with replace_folder(request.output, overwrite=request.overwrite) as folder:
+    with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
             bundle.check_files()
         prepared = prepare(bundle, runtime, request.settings)
@@ -121,7 +127,7 @@ def sample(
         names = write_pictures(pixels, folder)
         write_latents(prepared, keeper.latents, last, folder)
         run = run_record(bundle, runtime, prepared, steps=steps, last=last)
-        (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     return SampleResult(
         output=request.output,
         pictures={
