@@ -17,11 +17,15 @@ ComponentName: TypeAlias = Literal[
 ]
 """The five networks of SDXL, named as diffusers names their folders."""
 
-FormatName: TypeAlias = Literal["diffusers", "onnx"]
+FormatName: TypeAlias = Literal["diffusers", "onnx", "openvino"]
 """How an artifact is stored: a diffusers checkpoint itself, or what an exporter wrote."""
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
-"""The arithmetic a component is declared, or was seen, to run in."""
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+"""The arithmetic a component is declared, or was seen, to run in; of an export, also how its
+weights are stored: int8 weights are widened before they are multiplied."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+"""Every precision, the most exact first."""
 
 Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
 """The outcome of a check. A check that did not run has not passed."""

@@ -84,8 +84,8 @@ def open_bundle(path: Path, *, variant: str | None = None, check_sizes: bool = T
     """Find out what a folder holds and open it, without reading weights.
 
     Args:
-        path: a bundle written by triptych, a folder written by `optimum-cli export onnx`, or a
-            checkpoint in diffusers layout.
+        path: a bundle written by triptych, a folder written by `optimum-cli export onnx` or
+            `optimum-cli export openvino`, or a checkpoint in diffusers layout.
         variant: the weight variant, for a checkpoint.
         check_sizes: refuse a bundle whose files are missing or of another size than promised.
 

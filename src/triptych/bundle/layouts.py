@@ -2,6 +2,7 @@
 
 optimum's layout (optimum-onnx 0.1.0, exporters/onnx/model_configs.py) is what
 `ORTStableDiffusionXLPipeline.from_pretrained` opens and `optimum-cli export onnx` writes.
+optimum-intel 1.27.0 keeps its folders and tensor names for OpenVINO; OpenVINO GenAI reads the same.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ from triptych.types import ComponentName, FormatName
 
 MANIFEST_NAME = "triptych.json"
 
-ARTIFACT_FILES: Mapping[FormatName, str] = {"onnx": "model.onnx"}
+ARTIFACT_FILES: Mapping[FormatName, str] = {
+    "onnx": "model.onnx",
+    "openvino": "openvino_model.xml",
+}
 """The file, in a component's folder, that an engine opens. A checkpoint has none of its own."""
 
 _OPTIMUM_NAMES: Mapping[ComponentName, Mapping[str, str]] = {
@@ -57,7 +61,7 @@ def component_bindings(
     component: ComponentName, config: SdxlConfig, *, artifact_format: FormatName
 ) -> Bindings:
     """The tensor names of one component in one format's layout."""
-    names = dict(_OPTIMUM_NAMES[component]) if artifact_format == "onnx" else {}
+    names = {} if artifact_format == "diffusers" else dict(_OPTIMUM_NAMES[component])
     if component in config.text_encoders:
         # SDXL conditions on the penultimate hidden state, hidden_states[-2] of layers + 1 states
         # (diffusers pipeline_stable_diffusion_xl.py, encode_prompt).

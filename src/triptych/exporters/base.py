@@ -73,6 +73,13 @@ class Exporter(Protocol):
             MissingDependencyError: the export extra is not installed.
         """
 
+    def export_assets(self, folder: Path) -> None:
+        """Write what the format's own clients need besides the networks, if they need anything.
+
+        Args:
+            folder: the bundle; the checkpoint's tokenizers and configs are in it already.
+        """
+
     def describe(self, path: Path) -> ArtifactFacts:
         """Read what an artifact says about itself, without its weights.
 

@@ -76,7 +76,7 @@ class OnnxExporter:
         dtype = torch.float16 if precision == "fp16" else torch.float32
         report("tracing", 0.0)
         module, stored = skeleton_module(checkpoint, component, dtype=dtype)
-        model = _trace(module, component, checkpoint)
+        model = trace_component(module, component, checkpoint)
         del module
         report("weights", 0.4)
         path = folder / ARTIFACT_FILES["onnx"]
@@ -85,6 +85,9 @@ class OnnxExporter:
         del model
         report("checking", 0.7)
         check_graph(path)
+
+    def export_assets(self, folder: Path) -> None:
+        """ONNX clients read the checkpoint's own tokenizers: nothing to write."""
 
     def describe(self, path: Path) -> ArtifactFacts:
         """Read a graph's inputs, outputs, opset and weight dtypes."""
@@ -102,10 +105,13 @@ def make_exporter(settings: ExportSettings) -> OnnxExporter:
     return OnnxExporter(settings=settings)
 
 
-def _trace(
+def trace_component(
     module: "torch.nn.Module", component: ComponentName, checkpoint: Checkpoint
 ) -> "onnx.ModelProto":
-    """Trace a module into a graph whose weights are still named inputs."""
+    """Trace a module into a graph whose weights are still named inputs.
+
+    The graph has optimum's tensor names, and is where the OpenVINO exporter starts too.
+    """
     import onnx
     import torch
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 from triptych.bundle.bundle import Artifact
@@ -16,14 +17,16 @@ class RuntimeSettings:
 
     Attributes:
         device: the engine's own word: cpu, cuda or mps for pytorch; an execution provider's name
-            for onnxruntime.
+            for onnxruntime; CPU, GPU, NPU and the like for openvino.
         precision: the arithmetic to compute in, where the engine can choose.
         num_threads: CPU threads inside one operator.
+        cache_dir: where compiled networks are kept for the next start, where the engine can.
     """
 
     device: str | None = None
     precision: Precision | None = None
     num_threads: int | None = None
+    cache_dir: Path | None = None
 
 
 @final
@@ -36,6 +39,8 @@ class Execution:
         version: the engine's version.
         device: where it runs, in the engine's words.
         precision: the arithmetic, as far as the engine tells.
+        declared_precision: the arithmetic it was to compute in, by engines that read back what
+            ran; a check fails where the two differ. None where nothing was read back.
         details: switches that change numbers, such as TF32.
     """
 
@@ -43,6 +48,7 @@ class Execution:
     version: str
     device: str
     precision: str
+    declared_precision: Precision | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 

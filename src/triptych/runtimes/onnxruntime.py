@@ -76,6 +76,8 @@ class OnnxRuntime:
                 f"onnxruntime: got no execution provider {provider!r}, want one of those present: "
                 f"{', '.join(available)}."
             )
+        if self.settings.cache_dir is not None:
+            raise UsageError("onnxruntime: got --cache-dir, but it keeps no cache. Leave it out.")
         if self.settings.precision not in (None, _declared(artifact)):
             raise UsageError(
                 f"onnxruntime: got --precision {self.settings.precision}, but a graph runs in the "

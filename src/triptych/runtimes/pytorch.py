@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
-from triptych.errors import BackendError, MissingDependencyError
+from triptych.errors import BackendError, MissingDependencyError, UsageError
 from triptych.models.sdxl import component_precision
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings
 from triptych.tensors import TensorSpec
@@ -92,6 +92,10 @@ class Pytorch:
                 f"pytorch: got no device {device!r}, want one of those present: "
                 f"{', '.join(present)}."
             )
+        if self.settings.cache_dir is not None:
+            raise UsageError("pytorch: got --cache-dir, but it keeps no cache. Leave it out.")
+        if self.settings.precision == "int8":
+            raise UsageError("pytorch: got precision int8, want fp32, fp16 or bf16.")
         checkpoint = artifact.checkpoint
         if checkpoint is None:
             raise BackendError(

@@ -1,0 +1,269 @@
+"""OpenVINO IR in optimum-intel's layout, without holding the weights.
+
+The graph is the one that the ONNX exporter traces on a skeleton. OpenVINO rewrites it, fusing
+attention, while its weights are still inputs; they are then replaced by constants that lie in the
+mapped checkpoint and are written once.
+"""
+
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import TYPE_CHECKING, final
+from xml.etree import ElementTree as ET
+
+from triptych.bundle.layouts import ARTIFACT_FILES
+from triptych.dependencies import import_optional
+from triptych.errors import BundleError, UsageError
+from triptych.exporters._openvino_weights import attach_weights, compress_weights
+from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
+from triptych.exporters.onnx import trace_component
+from triptych.models.checkpoint import Checkpoint
+from triptych.models.sdxl import component_precision
+from triptych.tensors import TensorSpec
+from triptych.types import ComponentName, FormatName
+
+if TYPE_CHECKING:
+    import openvino
+
+VAE_ACTIVATIONS_SCALE = "128.0"
+"""Devices that compute in float16 divide a VAE's activations by this where its config says
+force_upcast. Source: optimum-intel 1.27.0, exporters/openvino/convert.py."""
+
+_TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_NAMED_WEIGHTS = ("triptych", "weights")
+"""Where our graphs say that weights can be told by their names."""
+
+_NUMBERED = re.compile(r"^[A-Za-z]+_[0-9]+$")
+"""Names that OpenVINO gives, numbered by a counter of the process: two exports would differ."""
+
+_DTYPES = {"bf16": "bfloat16", "u4": "uint4", "i4": "int4", "nf4": "nf4"}
+_WEIGHT_DTYPES = {"f64", "f32", "f16", "bf16", "i8", "u8", *_DTYPES}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVinoExporter:
+    """Exports to OpenVINO IR.
+
+    Attributes:
+        settings: how weights are stored. The graph itself computes in float32; a runtime may
+            choose otherwise.
+    """
+
+    settings: ExportSettings
+    format: FormatName = "openvino"
+
+    def export(
+        self,
+        checkpoint: Checkpoint,
+        component: ComponentName,
+        folder: Path,
+        *,
+        report: ExportReporter,
+    ) -> None:
+        """Write openvino_model.xml and openvino_model.bin."""
+        torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
+        openvino = _import_engine()
+        from triptych.models.modules import skeleton_module
+
+        precision = component_precision(component, checkpoint.config, self.settings.precision)
+        report("tracing", 0.0)
+        module, stored = skeleton_module(checkpoint, component, dtype=torch.float32)
+        graph = trace_component(module, component, checkpoint)
+        del module
+        report("converting", 0.3)
+        model = _convert(openvino, graph.SerializeToString())
+        del graph
+        report("weights", 0.5)
+        with TemporaryDirectory(dir=folder, prefix=".") as scratch:
+            attach_weights(model, stored, half=precision == "fp16", scratch=Path(scratch))
+            if precision == "int8":
+                model = compress_weights(model)
+            _finish(model, component, checkpoint)
+            _save(model, folder / ARTIFACT_FILES["openvino"])
+
+    def export_assets(self, folder: Path) -> None:
+        """Write each tokenizer as OpenVINO graphs beside its files, for OpenVINO GenAI."""
+        openvino = _import_engine()
+        tokenizers = import_optional("openvino_tokenizers", "transformers", extra="export")
+        from transformers import CLIPTokenizerFast
+
+        for name in ("tokenizer", "tokenizer_2"):
+            if not (folder / name).is_dir():  # the refiner has no first tokenizer
+                continue
+            with warnings.catch_warnings():  # transformers' remarks on how tokenizers were saved
+                warnings.simplefilter("ignore")
+                tokenizer = CLIPTokenizerFast.from_pretrained(folder / name)
+            graphs = tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
+            for graph, file in zip(graphs, _TOKENIZER_FILES, strict=True):
+                openvino.save_model(graph, folder / name / file)
+
+    def describe(self, path: Path) -> ArtifactFacts:
+        """Read a graph's inputs, outputs and weight dtypes."""
+        model = _read(path)
+        histogram = Counter[str]()
+        for constant in _weights(model):
+            kind = constant.get_element_type()
+            dtype = _DTYPES.get(kind.get_type_name()) or kind.to_dtype().name
+            histogram[dtype] += math.prod(constant.get_output_shape(0))
+        return ArtifactFacts(
+            inputs=tuple(_port(port) for port in model.inputs),
+            outputs=tuple(_port(port) for port in model.outputs),
+            num_parameters=sum(histogram.values()),
+            weight_dtypes=dict(sorted(histogram.items())),
+            opset=None,
+        )
+
+
+def make_exporter(settings: ExportSettings) -> OpenVinoExporter:
+    """An OpenVINO exporter with these settings.
+
+    Raises:
+        UsageError: a precision that weights are not stored in.
+    """
+    if settings.precision not in ("fp32", "fp16", "int8"):
+        raise UsageError(
+            f"openvino: got precision {settings.precision!r}, want fp32, fp16 or int8. "
+            "To compute in bf16, ask for it where it runs: triptych sample --precision bf16."
+        )
+    return OpenVinoExporter(settings=settings)
+
+
+def _import_engine() -> ModuleType:
+    return import_optional("openvino", extra="openvino")
+
+
+def _convert(openvino: ModuleType, graph: bytes) -> "openvino.Model":
+    """Read a traced graph and rewrite it as `openvino.convert_model` does.
+
+    That function itself is not called because it sends usage statistics over the network.
+    """
+    from openvino._offline_transformations import apply_moc_transformations
+
+    model = openvino.Core().read_model(graph, b"")
+    apply_moc_transformations(model, cf=True)
+    return model
+
+
+def _finish(model: "openvino.Model", component: ComponentName, checkpoint: Checkpoint) -> None:
+    """Give the graph the ports, names and remarks of optimum-intel's."""
+    for port in (*model.inputs, *model.outputs):
+        names = [name for name in port.get_names() if "/" not in name]
+        port.get_tensor().set_names(set(names))
+    if component == "unet":
+        _take_integer_timestep(model)
+    if component in ("vae_encoder", "vae_decoder") and checkpoint.config.force_upcast:
+        model.set_rt_info(VAE_ACTIVATIONS_SCALE, ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    model.set_rt_info("named as in the checkpoint", list(_NAMED_WEIGHTS))
+    for index, node in enumerate(model.get_ordered_ops()):
+        if _NUMBERED.match(node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
+
+
+def _take_integer_timestep(model: "openvino.Model") -> None:
+    """Make the timestep what optimum-intel's graphs take, and GenAI insists on: int64, [1].
+
+    Nothing is lost: a Convert follows at once, and triptych's runtime takes the fraction in
+    before it (`runtimes/openvino.py`). The expansion to the batch is left out: the embedding is
+    added to one of the whole batch anyway, and engines would expand in half precision.
+    """
+    from openvino import PartialShape, Type, opset13
+
+    inner = model.input("timestep").get_node()
+    expanded = inner
+    while expanded.get_type_name() != "Broadcast":
+        (reader,) = expanded.output(0).get_target_inputs()
+        expanded = reader.get_node()
+    outer = opset13.parameter(PartialShape([-1]), Type.i64, name="timestep")
+    outer.output(0).get_tensor().set_names({"timestep"})
+    converted = opset13.convert(outer, Type.f32)
+    for reader in expanded.output(0).get_target_inputs():
+        reader.replace_source_output(converted.output(0))
+    parameters = model.get_parameters()
+    position = model.get_parameter_index(inner)
+    for parameter in parameters:
+        model.remove_parameter(parameter)
+    parameters[position] = outer
+    model.add_parameters(parameters)
+    model.validate_nodes_and_infer_types()
+
+
+def _save(model: "openvino.Model", path: Path) -> None:
+    """Write a graph, with the mark on its sinusoids that they stay float32 on every device.
+
+    Without the mark engines that compute in half precision round a timestep of 999 to 1000 before
+    its sine is taken. OpenVINO has no Python call that sets it.
+    """
+    openvino = _import_engine()
+    precise = {node.get_friendly_name() for node in _sinusoids(model)}
+    openvino.save_model(model, path, compress_to_fp16=False)
+    tree = ET.parse(path)  # noqa: S314  it was written just now
+    for layer in tree.iter("layer"):
+        if layer.get("name") in precise:
+            marks = ET.Element("rt_info")
+            ET.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+            layer.insert(0 if layer.find("data") is None else 1, marks)
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _read(path: Path) -> "openvino.Model":
+    openvino = _import_engine()
+    try:
+        return openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{path}: got {error}, want an OpenVINO graph and its weights, both whole. "
+            "Copy the bundle again, or export it again."
+        ) from error
+
+
+def _weights(model: "openvino.Model") -> Iterator["openvino.op.Constant"]:
+    """The constants that were learnt.
+
+    Ours are named. In graphs made by others, folding has taken many names away, so there it is
+    every array of a dtype that weights have, but for scales and tables of sinusoids: a mask of a
+    text encoder is counted with them.
+    """
+    named = model.has_rt_info(list(_NAMED_WEIGHTS))
+    tables = {node.get_friendly_name() for node in _sinusoids(model)}
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant":
+            continue
+        name = node.get_friendly_name()
+        is_array = (
+            node.get_element_type().get_type_name() in _WEIGHT_DTYPES
+            and math.prod(node.get_output_shape(0)) > 1
+            and name not in tables
+            and not name.endswith(("/scale", "/zero_point"))
+        )
+        if name.endswith((".weight", ".bias")) if named else is_array:
+            yield node
+
+
+def _sinusoids(model: "openvino.Model") -> Iterator["openvino.Node"]:
+    """The nodes from which a sine or cosine is computed, up to where they become float32."""
+    from openvino import Type
+
+    waiting = [node for node in model.get_ops() if node.get_type_name() in ("Sin", "Cos")]
+    while waiting:
+        node = waiting.pop()
+        is_float = node.get_element_type() == Type.f32
+        if is_float and node.get_type_name() not in ("Convert", "Parameter"):
+            yield node
+            waiting += [source.get_node() for source in node.input_values()]
+
+
+def _port(port: "openvino.Output") -> TensorSpec:
+    return TensorSpec(
+        name=port.get_any_name(),
+        dtype=port.get_element_type().to_dtype().name,
+        shape=tuple(
+            axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
+        ),
+    )

@@ -1,0 +1,293 @@
+"""OpenVINO: runs its own graphs and ONNX ones, in float32 unless another precision is asked for.
+
+Left to itself, OpenVINO computes in bfloat16 or float16 wherever the device can. Here it is told
+what to compute in, and asked afterwards what every node of the compiled network runs in.
+"""
+
+import importlib.metadata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, final
+
+from triptych.bundle.bundle import Artifact
+from triptych.dependencies import import_optional
+from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.tensors import TensorSpec
+from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
+
+if TYPE_CHECKING:
+    import openvino
+
+_DEFAULT_DEVICE = "CPU"
+_HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_KINDS: Mapping[str, Precision] = {
+    **{hint: precision for precision, hint in _HINTS.items()},
+    "i8": "int8",
+    "u8": "int8",
+}
+_NO_ARITHMETIC = {
+    "Broadcast", "Concatenation", "Const", "Convert", "Gather", "Input", "Output", "Reorder",
+    "Reshape", "ShapeOf", "Split", "StridedSlice", "Transpose",
+}  # fmt: skip
+"""Layers of a compiled network that only move or widen numbers: what they run in rounds nothing
+that was not rounded before or is not after."""
+
+_DISTRIBUTIONS = ("openvino", "openvino-genai", "openvino-tokenizers")
+
+
+@final
+class OpenVinoSession:
+    """One compiled network and one request on it."""
+
+    def __init__(
+        self, compiled: "openvino.CompiledModel", *, artifact: Artifact, execution: Execution
+    ) -> None:
+        self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        self.execution = execution
+        bindings = artifact.bindings
+        self.inputs = _ports(compiled.inputs, {tensor.artifact_name for tensor in bindings.inputs})
+        self.outputs = _ports(
+            compiled.outputs, {tensor.artifact_name for tensor in bindings.outputs}
+        )
+
+    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Compute the named outputs; the engine copies what it takes and gives."""
+        if self._request is None:
+            raise BackendError("openvino: got a run on a closed session. Open it again.")
+        try:
+            results = self._request.infer(dict(feed))
+        except RuntimeError as error:
+            raise BackendError(f"openvino: could not run the network. {error}") from error
+        return {name: results[name] for name in outputs}
+
+    def close(self) -> None:
+        """Release the engine's memory."""
+        self._request = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVino:
+    """OpenVINO on one device.
+
+    Attributes:
+        settings: `device` is OpenVINO's name of one; `precision` what every component computes
+            in, fp32 unless asked otherwise; `cache_dir` keeps compiled networks, without weights.
+        force_precision: tell the engine what to compute in. False leaves it at its own default,
+            which many users run unknowingly: a check of fp32 then fails where that is bf16.
+        static_axes: lengths for axes of the spec, such as batch, height and width, for devices
+            that cannot compile dynamic ones. Batches of components differ, so a runtime with a
+            static batch serves one component.
+    """
+
+    settings: RuntimeSettings
+    force_precision: bool = True
+    static_axes: Mapping[str, int] = field(default_factory=dict)
+    name: str = "openvino"
+    formats: tuple[FormatName, ...] = ("openvino", "onnx")
+
+    def open(self, artifact: Artifact) -> OpenVinoSession:
+        """Compile a network for the device and ask what it runs in.
+
+        An absent device, or a precision that the device replaces by another, is an error.
+        """
+        engine = _import_engine()
+        core = engine.Core()
+        device = self.settings.device or _DEFAULT_DEVICE
+        if device not in core.available_devices:
+            raise BackendError(
+                f"openvino: got no device {device!r}, want one of those present: "
+                f"{', '.join(core.available_devices)}."
+            )
+        config = self._config(core, device)
+        model = _read(engine, core, artifact)
+        if self.static_axes:
+            model.reshape(_static_shapes(artifact, self.static_axes))
+        try:
+            compiled = core.compile_model(model, device, config)
+        except RuntimeError as error:
+            raise BackendError(
+                f"{artifact.path}: {device} could not compile it. {error}"
+            ) from error
+        execution = self._execution(engine, compiled, device)
+        asked = self.settings.precision
+        if self.force_precision and asked is not None and execution.precision != asked:
+            raise BackendError(
+                f"openvino: got {execution.precision} from {device}, want {asked} as asked for. "
+                "The device does not compute in it: leave --precision out."
+            )
+        return OpenVinoSession(compiled, artifact=artifact, execution=execution)
+
+    def probe(self) -> Probe:
+        """Version, devices, and what each would compute in if nobody told it."""
+        try:
+            engine = _import_engine()
+        except MissingDependencyError as error:
+            return Probe(
+                runtime=self.name,
+                installed=False,
+                versions={},
+                devices=(),
+                precision={},
+                remedy=str(error),
+            )
+        core = engine.Core()
+        return Probe(
+            runtime=self.name,
+            installed=True,
+            versions=_versions(),
+            devices=tuple(core.available_devices),
+            precision={device: _default(core, device) for device in core.available_devices},
+            remedy="",
+        )
+
+    def _config(self, core: "openvino.Core", device: str) -> dict[str, object]:
+        settings = self.settings
+        if settings.precision == "int8":
+            raise UsageError(
+                "openvino: got --precision int8, want fp32, fp16 or bf16: what it computes in. "
+                "int8 is how an export stores weights."
+            )
+        config: dict[str, object] = {}
+        if self.force_precision:
+            config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
+            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property(
+                device, "SUPPORTED_PROPERTIES"
+            ):  # else activations beside int8 weights are rounded to int8, unasked
+                config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        if settings.num_threads is not None:
+            config["INFERENCE_NUM_THREADS"] = settings.num_threads
+        if settings.cache_dir is not None:
+            config["CACHE_DIR"] = str(settings.cache_dir)
+            config["CACHE_MODE"] = "OPTIMIZE_SIZE"
+        return config
+
+    def _execution(
+        self, engine: ModuleType, compiled: "openvino.CompiledModel", device: str
+    ) -> Execution:
+        group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
+        hint = _property(compiled, "INFERENCE_PRECISION_HINT")
+        ran = max(nodes, key=PRECISIONS.index) if nodes else hint
+        threads = self.settings.num_threads
+        return Execution(
+            runtime=self.name,
+            version=engine.__version__.partition("-")[0],
+            device=device,
+            precision=ran,
+            declared_precision=self.settings.precision or "fp32",
+            details={
+                "inference_precision_hint": hint,
+                "dynamic_quantization_group_size": group_size,
+                "nodes": ", ".join(f"{count} {name}" for name, count in sorted(nodes.items())),
+                "threads": str(threads) if threads else "the engine's choice",
+            },
+        )
+
+
+def make_runtime(settings: RuntimeSettings) -> OpenVino:
+    """OpenVINO with these settings."""
+    return OpenVino(settings=settings)
+
+
+def _import_engine() -> ModuleType:
+    return import_optional("openvino", extra="openvino")
+
+
+def _versions() -> dict[str, str]:
+    installed = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS if name in installed}
+
+
+def _default(core: "openvino.Core", device: str) -> str:
+    try:
+        default = core.get_property(device, "INFERENCE_PRECISION_HINT").to_string()
+    except RuntimeError:  # devices such as AUTO have no arithmetic of their own
+        return "not told by the device; triptych sets float32"
+    return f"{default} by default; triptych sets float32"
+
+
+def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "openvino.Model":
+    try:
+        model = core.read_model(artifact.path)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{artifact.path}: got {error}, want a network that OpenVINO can read, in full."
+        ) from error
+    _keep_fractions(engine, model)
+    return model
+
+
+def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
+    """Take the timestep as float32 where the graph takes an integer and then converts it.
+
+    optimum-intel's graphs do, and GenAI wants them to; several schedules have steps between two
+    integers.
+    """
+    for port in model.inputs:
+        readers = [reader.get_node().get_type_name() for reader in port.get_target_inputs()]
+        if (
+            "timestep" in port.get_names()
+            and port.get_element_type().is_integral_number()
+            and set(readers) <= {"Broadcast", "Convert"}
+        ):
+            port.get_node().set_element_type(engine.Type.f32)
+            model.validate_nodes_and_infer_types()
+
+
+def _static_shapes(artifact: Artifact, axes: Mapping[str, int]) -> dict[str, list[int]]:
+    shapes = {}
+    for spec, binding in zip(artifact.spec.inputs, artifact.bindings.inputs, strict=True):
+        lengths = [_length(axis, axes) for axis in spec.shape]
+        shapes[binding.artifact_name] = lengths or [1]
+    return shapes
+
+
+def _length(axis: int | str, axes: Mapping[str, int]) -> int:
+    if isinstance(axis, int):
+        return axis
+    factor, star, name = axis.rpartition("*")
+    return axes[name] * (int(factor) if star else 1) if name in axes else -1
+
+
+def _node_precisions(
+    compiled: "openvino.CompiledModel", *, rounds_activations: bool
+) -> Counter[Precision]:
+    """How many nodes of the compiled network compute in what; integer shape sums do not count."""
+    found = Counter[Precision]()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = {key: value.astype(str) for key, value in node.get_rt_info().items()}
+        kind = facts.get("runtimePrecision", "")
+        if facts.get("layerType") in _NO_ARITHMETIC:
+            continue
+        if kind in ("i8", "u8", "dynamic") and not (kind != "dynamic" and rounds_activations):
+            # The kind of its weights; how it computes ends the kernel's name: "brgemm_avx512_f32".
+            kind = facts.get("primitiveType", "").rpartition("_")[2].lower()
+        if kind in _KINDS:
+            found[_KINDS[kind]] += 1
+    return found
+
+
+def _property(compiled: "openvino.CompiledModel", name: str) -> str:
+    try:
+        value = compiled.get_property(name)
+    except RuntimeError:  # not every device has it
+        return ""
+    return value.to_string() if hasattr(value, "to_string") else str(value)
+
+
+def _ports(ports: "list[openvino.ConstOutput]", wanted: set[str]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name=next((name for name in sorted(port.get_names()) if name in wanted), "")
+            or port.get_any_name(),
+            dtype=port.get_element_type().to_dtype().name,
+            shape=tuple(
+                axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    )
