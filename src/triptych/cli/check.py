@@ -7,8 +7,10 @@ import typer
 
 from triptych.cli.console import number_text, print_json, progress_bars, stdout
 from triptych.cli.options import (
+    CacheOption,
     DeviceOption,
     JsonOption,
+    PrecisionOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
@@ -32,6 +34,8 @@ def check(
     seed: Annotated[int, typer.Option("--seed", help="Of the trajectory's noise.")] = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    cache_dir: CacheOption = None,
     reference_device: Annotated[
         str, typer.Option("--reference-device", help="cpu, cuda or mps, for PyTorch.")
     ] = "cpu",
@@ -51,7 +55,9 @@ def check(
         bundle=bundle,
         reference=reference,
         runtime=runtime,
-        runtime_settings=RuntimeSettings(device=device, num_threads=num_threads),
+        runtime_settings=RuntimeSettings(
+            device=device, precision=precision, num_threads=num_threads, cache_dir=cache_dir
+        ),
         reference_device=reference_device,
         num_inference_steps=num_inference_steps,
         seed=seed,
@@ -96,7 +102,7 @@ def parity_table(report: "ParityReport") -> "Table":
         table.add_row(
             row.stage.replace("_", " "),
             row.component,
-            row.reason if found is None else f"{step}{row.case}",
+            f"{step}{row.case}" if found else row.reason or row.case,
             row.precision,
             "-" if found is None else number_text(found.rel_l2),
             number_text(row.limit),

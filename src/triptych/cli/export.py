@@ -12,14 +12,16 @@ from triptych.types import ComponentName, FormatName
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-ExportPrecision: TypeAlias = Literal["fp32", "fp16"]
+ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint in diffusers layout.")],
     output: Annotated[Path, typer.Argument(help="Gets one folder for each format.")],
     *,
-    to: Annotated[list[str], typer.Option("--to", metavar="FORMAT", help="onnx. May be repeated.")],
+    to: Annotated[
+        list[str], typer.Option("--to", metavar="FORMAT", help="onnx, openvino. May be repeated.")
+    ],
     component: Annotated[
         list[str] | None,
         typer.Option("--component", metavar="NAME", help="Only this one. May be repeated."),
@@ -28,7 +30,8 @@ def export(
         ExportPrecision,
         typer.Option(
             "--precision",
-            help="Of weights and arithmetic. A VAE with force_upcast stays fp32.",
+            help="Of weights and, in ONNX, of arithmetic. int8 is for OpenVINO, of weights alone. "
+            "A VAE with force_upcast stays fp32.",
         ),
     ] = "fp32",
     variant: VariantOption = None,

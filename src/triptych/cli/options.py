@@ -1,6 +1,7 @@
 """Options that several commands share, so that one word means one thing everywhere."""
 
-from typing import Annotated, TypeAlias
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -19,7 +20,25 @@ DeviceOption: TypeAlias = Annotated[
         "--device",
         metavar="NAME",
         help="In the engine's own words: cpu, cuda or mps for pytorch, an execution provider's "
-        "name for onnxruntime. Default: the CPU.",
+        "name for onnxruntime, CPU, GPU or NPU for openvino. Default: the CPU.",
+    ),
+]
+
+PrecisionOption: TypeAlias = Annotated[
+    Literal["fp32", "fp16", "bf16"] | None,
+    typer.Option(
+        "--precision",
+        help="What to compute in, where the engine can choose. Default: fp32; ONNX Runtime "
+        "computes in what the graph was exported in.",
+    ),
+]
+
+CacheOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="Keep compiled networks there, for openvino to start faster the next time.",
     ),
 ]
 

@@ -7,8 +7,10 @@ import typer
 
 from triptych.cli.console import note, print_json, progress_bars, say
 from triptych.cli.options import (
+    CacheOption,
     DeviceOption,
     JsonOption,
+    PrecisionOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
@@ -84,6 +86,8 @@ def sample(
     ] = False,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
     variant: VariantOption = None,
     verify: Annotated[
@@ -136,7 +140,9 @@ def sample(
         save_steps=_steps(save_steps),
         previews=previews,
         runtime=runtime,
-        runtime_settings=RuntimeSettings(device=device, num_threads=num_threads),
+        runtime_settings=RuntimeSettings(
+            device=device, precision=precision, num_threads=num_threads, cache_dir=cache_dir
+        ),
         variant=variant,
         verify=verify,
         overwrite=overwrite,

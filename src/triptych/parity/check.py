@@ -94,6 +94,7 @@ def _component_rows(
     )
     with open_session(candidate.runtime, candidate.bundle, component) as session:
         executions[component] = session.execution
+        yield from _precision_rows(judge, session.execution)
         for case in recording.cases:
             if case.component != component:
                 continue
@@ -106,6 +107,24 @@ def _component_rows(
                 yield judge.compared(outputs[tensor], expected, tensor=tensor, case=case.name)
 
 
+def _precision_rows(judge: "_Judge", execution: Execution) -> Iterator[Row]:
+    """Whether the engine computed in what it was to; nothing where it does not say."""
+    declared, ran = execution.declared_precision, execution.precision
+    if declared is None:
+        return
+    case = f"declared {declared}, ran {ran}"
+    yield Row(
+        stage="precision",
+        component=judge.component,
+        case=case,
+        precision=judge.precision,
+        limit=judge.limit,
+        comparison=None,
+        verdict="passed" if ran == declared else "failed",
+        reason="" if ran == declared else case,
+    )
+
+
 def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
     if not candidate.is_whole:
         for stage in ("teacher_forced", "free_running"):
@@ -116,7 +135,7 @@ def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row
         yield from _teacher_forced_rows(recording, candidate)
         yield from _free_running_rows(recording, candidate)
     except NonFiniteError as error:
-        precision = coarsest(candidate.precisions)
+        precision = coarsest(candidate.precisions.values())
         limit = TRAJECTORY_REL_L2[precision]
         judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
         yield judge.failed("the whole run", str(error))
@@ -149,7 +168,7 @@ def _teacher_forced_rows(recording: Recording, candidate: Candidate) -> Iterator
 
 def _free_running_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
     """The candidate's own run from the same noise, and its picture."""
-    precision = coarsest(candidate.precisions)
+    precision = coarsest(candidate.precisions.values())
     limit = TRAJECTORY_REL_L2[precision]
     judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
     prepared = prepare(candidate.bundle, candidate.runtime, recording.prepared.settings)

@@ -9,8 +9,9 @@ from triptych.parity.compare import Comparison, comparison_record
 from triptych.runtimes.base import Execution
 from triptych.types import ComponentName, Precision, Verdict
 
-Stage: TypeAlias = Literal["component", "teacher_forced", "free_running", "image"]
-"""component: one network on one feed. teacher_forced: the U-Net on the reference's own latents.
+Stage: TypeAlias = Literal["precision", "component", "teacher_forced", "free_running", "image"]
+"""precision: what a network declares to compute in, against what it was seen to run in.
+component: one network on one feed. teacher_forced: the U-Net on the reference's own latents.
 free_running: the candidate's own run. image: its picture, as floats."""
 
 
@@ -26,7 +27,7 @@ class Row:
         step: steps taken, in a trajectory.
         precision: the arithmetic the candidate declares.
         limit: relative L2 that still passes.
-        comparison: the numbers; None where it did not run or gave NaN.
+        comparison: the numbers; None where it did not run, gave NaN, or is about no numbers.
         verdict: passed, failed or not_run.
         reason: why it failed or did not run.
     """
@@ -102,6 +103,7 @@ def _execution_record(execution: Execution) -> dict[str, object]:
         "version": execution.version,
         "device": execution.device,
         "precision": execution.precision,
+        "declared_precision": execution.declared_precision,
         "details": dict(execution.details),
     }
 

@@ -10,6 +10,7 @@ from triptych.errors import BrokenInputError
 from triptych.exporters import make_exporter
 from triptych.models.configs import read_json
 from triptych.parity.check import Candidate, check
+from triptych.parity.limits import coarsest
 from triptych.parity.recording import StageReporter, default_settings, record
 from triptych.parity.report import ParityReport
 from triptych.runtimes import make_runtime
@@ -21,6 +22,8 @@ _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     "float32": "fp32",
     "float16": "fp16",
     "bfloat16": "bf16",
+    "int8": "int8",
+    "uint8": "int8",
 }
 
 
@@ -78,25 +81,32 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityRepor
 def declared_precisions(
     bundle: Bundle, settings: RuntimeSettings
 ) -> dict[ComponentName, Precision]:
-    """The arithmetic each component declares: by the manifest, or by most of its weights."""
+    """The class each component is judged in: of its weights, or of the arithmetic asked for.
+
+    Weights are what the manifest says, or what most of them are; the coarser of the two counts.
+    """
     return {
         name: _declared_precision(artifact, settings) for name, artifact in bundle.artifacts.items()
     }
 
 
 def _declared_precision(artifact: Artifact, settings: RuntimeSettings) -> Precision:
+    return coarsest([_stored_precision(artifact), settings.precision or "fp32"])
+
+
+def _stored_precision(artifact: Artifact) -> Precision:
     if artifact.record is not None:
         return artifact.record.precision
     if artifact.format == "diffusers":
-        return settings.precision or "fp32"
+        return "fp32"  # as the pytorch runtime loads them unless another is asked for
     dtypes = make_exporter(artifact.format).describe(artifact.path).weight_dtypes
-    floats = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
-    if not floats:
+    known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
+    if not known:
         raise BrokenInputError(
             f"{artifact.path}: got weights of {', '.join(dtypes) or 'no dtype'}, "
             f"want {', '.join(_DTYPE_PRECISIONS)}."
         )
-    return _DTYPE_PRECISIONS[max(floats, key=lambda name: floats[name])]
+    return _DTYPE_PRECISIONS[max(known, key=lambda name: known[name])]
 
 
 def _check_comparable(candidate: Bundle, reference: Bundle) -> None:

@@ -34,14 +34,14 @@ class DemoResult:
     """What the demo left.
 
     Attributes:
-        bundle: the ONNX bundle.
+        bundles: by format.
         contact_sheet: one picture of all pictures.
-        report: the bundle against PyTorch.
+        reports: each bundle against PyTorch.
     """
 
-    bundle: Path
+    bundles: Mapping[FormatName, Path]
     contact_sheet: Path
-    report: ParityReport
+    reports: Mapping[FormatName, ParityReport]
 
 
 def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
@@ -54,24 +54,24 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
     with replace_folder(output, overwrite=True, marker=_CONTACT_SHEET) as folder:
         report("making a checkpoint", 0.02)
         checkpoint = tiny_checkpoint(folder / "checkpoint")
-        bundle = _export(checkpoint, folder, report)
+        bundles = _export(checkpoint, folder, report)
         rows = {
-            "PyTorch": _sample(checkpoint, folder / "pytorch", "pytorch", report, 0.6),
-            "ONNX Runtime": _sample(bundle, folder / "onnxruntime", "onnxruntime", report, 0.7),
+            "PyTorch": _sample(checkpoint, folder, "pytorch", report, 0.6),
+            "ONNX Runtime": _sample(bundles["onnx"], folder, "onnxruntime", report, 0.65),
+            "OpenVINO": _sample(bundles["openvino"], folder, "openvino", report, 0.7),
         }
         sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
         _save_png(sheet, folder / _CONTACT_SHEET)
-        parity = check_bundle(
-            CheckRequest(
-                bundle=bundle,
-                reference=checkpoint,
-                runtime_settings=RuntimeSettings(),
-                num_inference_steps=_STEPS,
-            ),
-            report=lambda stage: report(f"checking, {stage}", 0.8),
-        )
+        reports = {
+            name: _check(bundle, checkpoint, report, 0.8 + 0.1 * number)
+            for number, (name, bundle) in enumerate(bundles.items())
+        }
         report("done", 1.0)
-    return DemoResult(bundle=output / "onnx", contact_sheet=output / _CONTACT_SHEET, report=parity)
+    return DemoResult(
+        bundles={name: output / name for name in bundles},
+        contact_sheet=output / _CONTACT_SHEET,
+        reports=reports,
+    )
 
 
 def draw_contact_sheet(
@@ -100,30 +100,42 @@ def draw_contact_sheet(
     return np.asarray(sheet)
 
 
-def _export(checkpoint: Path, folder: Path, report: DemoReporter) -> Path:
-    done: dict[ComponentName, float] = {}
+def _export(checkpoint: Path, folder: Path, report: DemoReporter) -> dict[FormatName, Path]:
+    done: dict[tuple[FormatName, ComponentName], float] = {}
 
     def progress(*, to: FormatName, component: ComponentName, stage: str, fraction: float) -> None:
-        done[component] = fraction
-        report(f"exporting to {to}: {component} {stage}", 0.1 + 0.1 * sum(done.values()))
+        done[to, component] = fraction
+        report(f"exporting to {to}: {component} {stage}", 0.1 + 0.05 * sum(done.values()))
 
-    request = ExportRequest(checkpoint=checkpoint, output=folder, formats=["onnx"])
-    return export_bundles(request, progress=progress)["onnx"]
+    request = ExportRequest(checkpoint=checkpoint, output=folder, formats=["onnx", "openvino"])
+    return export_bundles(request, progress=progress)
 
 
 def _sample(
-    bundle: Path, output: Path, runtime: str, report: DemoReporter, fraction: float
+    bundle: Path, folder: Path, runtime: str, report: DemoReporter, fraction: float
 ) -> Mapping[int, ImagePixels]:
     report(f"sampling on {runtime}", fraction)
     request = SampleRequest(
         bundle=bundle,
-        output=output,
+        output=folder / runtime,
         settings=Settings(prompts=Prompts(prompt=(_PROMPT,)), num_inference_steps=_STEPS),
         save_steps=_SAVE_STEPS,
         runtime=runtime,
         runtime_settings=RuntimeSettings(),
     )
     return sample(request).pixels
+
+
+def _check(bundle: Path, checkpoint: Path, report: DemoReporter, fraction: float) -> ParityReport:
+    request = CheckRequest(
+        bundle=bundle,
+        reference=checkpoint,
+        runtime_settings=RuntimeSettings(),
+        num_inference_steps=_STEPS,
+    )
+    return check_bundle(
+        request, report=lambda stage: report(f"checking {bundle.name}, {stage}", fraction)
+    )
 
 
 def _save_png(pixels: Array, path: Path) -> None:

@@ -22,7 +22,8 @@ from triptych.workflows.export_process import ExportJob, run_export_job
 
 _ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
 _TOOLCHAIN = (
-    "triptych", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy"
+    "triptych", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino",
+    "openvino-tokenizers", "nncf", "numpy"
 )  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def _export_bundle(
     target = request.output / to
     with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
         _copy_assets(checkpoint, folder)
+        make_exporter(to, ExportSettings(precision=request.precision)).export_assets(folder)
         records = _export_components(
             checkpoint, request, to=to, components=components, folder=folder, progress=progress
         )
