@@ -43,6 +43,20 @@ def onnx_bundle(onnx_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def openvino_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint's float32 OpenVINO bundle. Read only: copy it before changing anything."""
+    output = tmp_path_factory.mktemp("bundles")
+    request = ExportRequest(checkpoint=checkpoint, output=output, formats=["openvino"])
+    return export_bundles(request)["openvino"]
+
+
+@pytest.fixture(scope="session")
+def openvino_bundle(openvino_folder: Path) -> Bundle:
+    """The same bundle, opened."""
+    return open_bundle(openvino_folder)
+
+
+@pytest.fixture(scope="session")
 def checkpoint_bundle(checkpoint: Path) -> Bundle:
     """The checkpoint, opened as what PyTorch runs."""
     return open_bundle(checkpoint)

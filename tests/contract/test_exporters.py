@@ -63,6 +63,9 @@ class FaultyExporter:
         shutil.copy(self.exported / component / file, folder / file)
         self.spoil(folder)
 
+    def export_assets(self, folder: Path) -> None:
+        self.inner.export_assets(folder)
+
     def describe(self, path: Path) -> ArtifactFacts:
         try:
             return replace(self.inner.describe(path), **self.facts)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from triptych.parity.compare import compare, passes
 from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.runtimes import make_runtime, runtimes_for
 from triptych.runtimes.checked import CheckedSession, open_session
+from triptych.tensors import TensorSpec
 from triptych.testing._requirements import digests, require, require_error
 from triptych.types import ComponentName, FormatName, Precision
 
@@ -108,8 +109,17 @@ def _check_ports(facts: ArtifactFacts, artifact: Artifact, *, where: str) -> Non
     tensors = zip((*spec.inputs, *spec.outputs), (*bindings.inputs, *bindings.outputs), strict=True)
     for wanted, binding in tensors:
         port = ports[binding.artifact_name]
-        same = port.dtype == wanted.dtype and len(port.shape) == len(wanted.shape)
-        require(same, f"{where} {port.name!r}", port.text(), wanted.text())
+        require(_fits(port, wanted), f"{where} {port.name!r}", port.text(), wanted.text())
+
+
+def _fits(port: TensorSpec, wanted: TensorSpec) -> bool:
+    """Whether a port is the spec's. A scalar may be one element of a dynamic axis, and of int64.
+
+    OpenVINO's clients give the timestep so; a runtime that reads it keeps the fraction.
+    """
+    if wanted.shape == ():
+        return len(port.shape) <= 1 and port.dtype in (wanted.dtype, "int64")
+    return port.dtype == wanted.dtype and len(port.shape) == len(wanted.shape)
 
 
 def _check_weights(

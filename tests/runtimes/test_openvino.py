@@ -1,0 +1,221 @@
+"""OpenVINO computes in what it was told to, or says that it did not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from triptych.bundle.bundle import Bundle, open_bundle
+from triptych.errors import BackendError, BundleError, UsageError
+from triptych.models.feeds import unet_feed
+from triptych.parity.check import Candidate, check
+from triptych.parity.metrics import rel_l2
+from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.report import ParityReport, Row
+from triptych.runtimes import make_runtime, runtimes_for
+from triptych.runtimes.base import Runtime, RuntimeSettings
+from triptych.runtimes.checked import open_session
+from triptych.runtimes.openvino import OpenVino
+from triptych.types import Array
+from triptych.workflows.check import declared_precisions
+from triptych.workflows.doctor import diagnose
+from triptych.workflows.export import ExportRequest, export_bundles
+from triptych.workflows.sample import choose_runtime
+
+CAPABILITIES = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+needs_bf16 = pytest.mark.skipif(
+    "BF16" not in CAPABILITIES, reason="this processor has no bfloat16, so float32 is the default"
+)
+
+
+@pytest.fixture(scope="module")
+def recording(checkpoint_bundle: Bundle) -> Recording:
+    """PyTorch's side of a check of eight steps."""
+    settings = default_settings(num_inference_steps=8)
+    return record(checkpoint_bundle, make_runtime("pytorch"), settings, report=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    output = tmp_path_factory.mktemp("int8")
+    request = ExportRequest(
+        checkpoint=checkpoint, output=output, formats=["openvino"], precision="int8"
+    )
+    return open_bundle(export_bundles(request)["openvino"])
+
+
+def run_check(recording: Recording, bundle: Bundle, runtime: Runtime) -> ParityReport:
+    settings = runtime.settings if isinstance(runtime, OpenVino) else RuntimeSettings()
+    candidate = Candidate(
+        bundle=bundle, runtime=runtime, precisions=declared_precisions(bundle, settings)
+    )
+    return check(recording, candidate, report=lambda _: None)
+
+
+def rows_of(report: ParityReport, stage: str) -> list[Row]:
+    return [row for row in report.rows if row.stage == stage]
+
+
+def worst(rows: list[Row]) -> float:
+    return max(row.comparison.rel_l2 for row in rows if row.comparison)
+
+
+def predict(bundle: Bundle, runtime: Runtime, *, timestep: float) -> Array:
+    random = np.random.default_rng(0)
+    feed = unet_feed(bundle.config, batch=2, height=8, width=8, random=random)
+    with open_session(runtime, bundle, "unet") as unet:
+        return unet.run({**feed, "timestep": np.array(timestep, np.float32)})["noise_pred"]
+
+
+def test_float32_agrees_with_pytorch_through_eight_steps(
+    recording: Recording, openvino_bundle: Bundle
+) -> None:
+    report = run_check(recording, openvino_bundle, make_runtime("openvino"))
+    assert report.verdict == "passed"
+    free = rows_of(report, "free_running")
+    assert len(free) == 8
+    assert worst(free) < 1e-4
+    precisions = rows_of(report, "precision")
+    assert len(precisions) == 5
+    assert {row.case for row in precisions} == {"declared fp32, ran fp32"}
+
+
+@needs_bf16
+def test_left_at_its_default_openvino_fails_the_check_of_float32(
+    recording: Recording, openvino_bundle: Bundle
+) -> None:
+    runtime = OpenVino(settings=RuntimeSettings(), force_precision=False)
+    report = run_check(recording, openvino_bundle, runtime)
+    assert report.verdict == "failed"
+    precisions = rows_of(report, "precision")
+    assert len(precisions) == 5
+    assert {row.verdict for row in precisions} == {"failed"}
+    assert {row.reason for row in precisions} == {"declared fp32, ran bf16"}
+    # The numbers fail as well: it is not only a matter of words.
+    assert worst(rows_of(report, "free_running")) > 1e-3
+
+
+@needs_bf16
+def test_bf16_that_was_asked_for_passes_in_its_class(
+    recording: Recording, openvino_bundle: Bundle
+) -> None:
+    runtime = make_runtime("openvino", RuntimeSettings(precision="bf16"))
+    report = run_check(recording, openvino_bundle, runtime)
+    assert {row.case for row in rows_of(report, "precision")} == {"declared bf16, ran bf16"}
+    assert {row.precision for row in report.rows} == {"bf16"}
+    assert report.verdict == "passed"
+
+
+@needs_bf16
+def test_bf16_leaves_the_sinusoids_exact(
+    openvino_bundle: Bundle, onnx_bundle: Bundle, checkpoint_bundle: Bundle
+) -> None:
+    """A timestep of 999 is 1000 in bfloat16; the export's marks keep it from being rounded."""
+    expected = predict(checkpoint_bundle, make_runtime("pytorch"), timestep=999.0)
+    bf16 = make_runtime("openvino", RuntimeSettings(precision="bf16"))
+    assert rel_l2(predict(openvino_bundle, bf16, timestep=999.0), expected) < 5e-2
+    # An ONNX graph has no such marks: this is what they keep from us.
+    assert rel_l2(predict(onnx_bundle, bf16, timestep=999.0), expected) > 1e-1
+
+
+def test_int8_weights_pass_in_their_class_and_are_reported(
+    recording: Recording, int8_bundle: Bundle
+) -> None:
+    report = run_check(recording, int8_bundle, make_runtime("openvino"))
+    assert report.verdict == "passed"
+    classes = {row.component: row.precision for row in rows_of(report, "component")}
+    assert classes["unet"] == classes["text_encoder"] == "int8"
+    assert classes["vae_decoder"] == "fp32"
+    # Widened before they are multiplied: the arithmetic stays float32.
+    assert {row.case for row in rows_of(report, "precision")} == {"declared fp32, ran fp32"}
+    assert worst(rows_of(report, "free_running")) > 1e-3
+
+
+def test_activations_beside_int8_weights_are_rounded_only_by_default(int8_bundle: Bundle) -> None:
+    left = OpenVino(settings=RuntimeSettings(), force_precision=False)
+    with open_session(left, int8_bundle, "unet") as unet:
+        assert unet.execution.precision == "int8"
+    with open_session(make_runtime("openvino"), int8_bundle, "unet") as unet:
+        assert unet.execution.precision == "fp32"
+        assert unet.execution.details["dynamic_quantization_group_size"] == "0"
+
+
+@pytest.mark.skipif("FP16" in CAPABILITIES, reason="this processor computes in float16")
+def test_a_precision_the_device_replaces_is_an_error(openvino_bundle: Bundle) -> None:
+    runtime = make_runtime("openvino", RuntimeSettings(precision="fp16"))
+    with pytest.raises(BackendError, match="want fp16 as asked for"):
+        runtime.open(openvino_bundle.artifact("text_encoder"))
+
+
+def test_int8_is_nothing_to_compute_in(openvino_bundle: Bundle) -> None:
+    runtime = make_runtime("openvino", RuntimeSettings(precision="int8"))
+    with pytest.raises(UsageError, match="how an export stores weights"):
+        runtime.open(openvino_bundle.artifact("text_encoder"))
+
+
+def test_an_onnx_bundle_runs_on_both_engines(onnx_bundle: Bundle, recording: Recording) -> None:
+    assert runtimes_for("onnx") == ("onnxruntime", "openvino")
+    assert choose_runtime(onnx_bundle, None, RuntimeSettings()).name == "onnxruntime"
+    runtime = choose_runtime(onnx_bundle, "openvino", RuntimeSettings())
+    report = run_check(recording, onnx_bundle, runtime)
+    assert report.verdict == "passed"
+    assert {execution.runtime for execution in report.candidates.values()} == {"openvino"}
+
+
+def test_a_timestep_between_two_integers_is_not_rounded(
+    openvino_bundle: Bundle, checkpoint_bundle: Bundle
+) -> None:
+    """The graph takes int64, as GenAI wants it; the runtime takes the fraction in before that."""
+    runtime, reference = make_runtime("openvino"), make_runtime("pytorch")
+    expected = predict(checkpoint_bundle, reference, timestep=946.42)
+    assert rel_l2(predict(openvino_bundle, runtime, timestep=946.42), expected) < 1e-5
+    assert rel_l2(predict(checkpoint_bundle, reference, timestep=946.0), expected) > 1e-3
+
+
+def test_static_axes_compile_for_one_size(openvino_bundle: Bundle) -> None:
+    axes = {"batch": 2, "height": 8, "width": 8}
+    static = OpenVino(settings=RuntimeSettings(), static_axes=axes)
+    session = static.open(openvino_bundle.artifact("unet"))
+    assert {port.name: port.shape for port in session.inputs}["sample"] == (2, 4, 8, 8)
+    session.close()
+    expected = predict(openvino_bundle, make_runtime("openvino"), timestep=500.0)
+    assert rel_l2(predict(openvino_bundle, static, timestep=500.0), expected) < 1e-5
+
+
+def test_a_compiled_network_is_kept_and_used_again(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    cached = make_runtime("openvino", RuntimeSettings(cache_dir=folder))
+    first = predict(openvino_bundle, cached, timestep=500.0)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.blob")}
+    assert len(written) == 1
+    again = predict(openvino_bundle, cached, timestep=500.0)
+    np.testing.assert_array_equal(again, first)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.blob")} == written
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "pytorch"])
+def test_engines_without_a_cache_refuse_one(
+    name: str, onnx_bundle: Bundle, checkpoint_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = onnx_bundle if name == "onnxruntime" else checkpoint_bundle
+    runtime = make_runtime(name, RuntimeSettings(cache_dir=tmp_path))
+    with pytest.raises(UsageError, match="keeps no cache"):
+        runtime.open(bundle.artifact("text_encoder"))
+
+
+def test_the_probe_says_what_openvino_would_do_by_itself() -> None:
+    (probe,) = (engine for engine in diagnose().engines if engine.runtime == "openvino")
+    assert probe.installed
+    assert "CPU" in probe.devices
+    default = "bf16" if "BF16" in CAPABILITIES else "f32"
+    assert probe.precision["CPU"] == f"{default} by default; triptych sets float32"
+
+
+def test_a_file_that_is_no_network_is_named(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "openvino_model.xml"
+    path.write_text("<net>")
+    artifact = replace(openvino_bundle.artifact("unet"), path=path)
+    with pytest.raises(BundleError, match=r"openvino_model\.xml: got"):
+        make_runtime("openvino").open(artifact)
