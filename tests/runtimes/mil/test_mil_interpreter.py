@@ -10,7 +10,7 @@ import pytest
 import torch
 from coremltools.converters.mil import Builder
 
-from triptych.errors import NonFiniteError, TensorMismatchError
+from triptych.errors import BackendError, NonFiniteError, TensorMismatchError
 from triptych.runtimes._mil.interpreter import open_program, run
 from triptych.runtimes._mil.program import Operation, Program
 from triptych.runtimes._mil.values import Mode, Values
@@ -258,6 +258,34 @@ def test_floats_of_any_width_may_be_fed(dtype: str, save_program: SaveProgram) -
     (got,) = run(program, {"x": np.array([0.5, -1.0], dtype)}).values()
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, [0.5, 0.0])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
+def test_integers_of_any_width_may_be_fed_where_their_values_fit(
+    dtype: str, save_program: SaveProgram
+) -> None:
+    body, feed = (lambda x: Builder.add(x=x, y=np.int32(1))), {"x": np.zeros(2, np.int32)}
+    program = open_program(save_program(body, feed))
+    (got,) = run(program, {"x": np.array([1, 2], dtype)}).values()
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, [2, 3])
+    with pytest.raises(BackendError, match="int32 holds no more"):
+        run(program, {"x": np.array([2**40, 0], np.int64)})
+    with pytest.raises(TensorMismatchError, match="want int32"):
+        run(program, {"x": np.array([True, False])})
+
+
+def test_a_feed_may_lie_in_memory_in_any_order(save_program: SaveProgram) -> None:
+    feed = {"x": noise(4, 6)}
+    program = open_program(save_program(lambda x: Builder.relu(x=x), feed))
+    (got,) = run(program, {"x": noise(6, 4).T[::-1]}).values()
+    np.testing.assert_array_equal(got, np.maximum(noise(6, 4).T[::-1], 0))
+
+
+def test_an_input_that_nothing_uses(save_program: SaveProgram) -> None:
+    feed = {"x": noise(2, 3), "spare": noise(4)}
+    (got,) = run(open_program(save_program(lambda x, **_: Builder.relu(x=x), feed)), feed).values()
+    np.testing.assert_array_equal(got, np.maximum(feed["x"], 0))
 
 
 def test_outputs_belong_to_the_caller(save_program: SaveProgram) -> None:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError
 from triptych.runtimes._mil.finite import check_fed, check_result
@@ -66,10 +68,11 @@ def run(
     values = Values(program, mode=mode)
     with torch.inference_mode(), exact_arithmetic():
         for spec in program.inputs:
-            # Copied, so that results share nothing with the feed.
-            values.store(spec, torch.tensor(feed[spec.name]), source=program.name)
+            fed = feed[spec.name]
+            copied = np.array(fed, order="C")  # results share nothing with the feed
+            values.store(spec, torch.from_numpy(copied), source=program.name)
             if check_finite:
-                check_fed(program, spec, feed[spec.name], values)
+                check_fed(program, spec, fed, values)
         for operation, finished in _steps(program):
             _compute(program, operation, values)
             if check_finite:
@@ -83,14 +86,18 @@ def run(
 
 def _fed_specs(program: Program, feed: TensorMap) -> list[TensorSpec]:
     """The program's inputs, accepting another width of the same kind of number."""
-    kinds = {"f": "f", "i": "i", "u": "i", "b": "b"}
-    specs = []
-    for spec in program.inputs:
-        fed = feed[spec.name].dtype if spec.name in feed else None
-        kind = "b" if spec.dtype == "bool" else spec.dtype.lstrip("u")[0]
-        alike = fed is not None and kinds.get(fed.kind) == kind
-        specs.append(replace(spec, dtype=str(fed)) if alike else spec)
-    return specs
+    fed = {name: array.dtype for name, array in feed.items()}
+    return [
+        replace(spec, dtype=str(fed[spec.name]))
+        if spec.name in fed and _kind(fed[spec.name]) == _kind(np.dtype(spec.dtype))
+        else spec
+        for spec in program.inputs
+    ]
+
+
+def _kind(dtype: np.dtype) -> str:
+    """Float, integer or other; signed and unsigned integers are one."""
+    return dtype.kind.replace("u", "i")
 
 
 def _steps(program: Program) -> list[tuple[Operation, list[str]]]:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Values(Protocol):
-    """Where an operator's inputs come from."""
+class ValueSource(Protocol):
+    """Where an operator's inputs come from: values.py, in a run."""
 
     def tensor(self, name: str) -> "torch.Tensor":
         """A value to compute with: floats as float32, integers as int32 or wider, or booleans."""
@@ -31,7 +31,7 @@ class Arguments:
         opset: generation of operators, as in Program.
     """
 
-    def __init__(self, operation: Operation, values: Values, *, opset: int) -> None:
+    def __init__(self, operation: Operation, values: ValueSource, *, opset: int) -> None:
         self._operation = operation
         self._values = values
         self.opset = opset
