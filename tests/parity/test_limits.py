@@ -34,7 +34,7 @@ def test_no_guidance_gives_no_extra_room(scale: float) -> None:
 
 
 def test_the_least_exact_component_decides_for_a_run() -> None:
-    assert coarsest({"unet": "fp16", "vae_decoder": "fp32"}) == "fp16"
-    assert coarsest({"unet": "fp16", "text_encoder": "bf16", "vae_decoder": "fp32"}) == "bf16"
-    assert coarsest({"unet": "fp32"}) == "fp32"
-    assert coarsest({}) == "fp32"
+    assert coarsest(["fp16", "fp32"]) == "fp16"
+    assert coarsest(["fp16", "bf16", "fp32"]) == "bf16"
+    assert coarsest(["fp32"]) == "fp32"
+    assert coarsest([]) == "fp32"
