@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 from types import ModuleType
 
 from triptych.errors import MissingDependencyError
@@ -27,3 +28,21 @@ def import_optional(name: str, *needed: str, extra: str) -> ModuleType:
     except ImportError as error:
         package = (error.name or name).partition(".")[0]
         raise MissingDependencyError(package=package, extra=extra) from error
+
+
+def import_coremltools() -> ModuleType:
+    """Import coremltools without what it logs meanwhile.
+
+    It warns of every library that only macOS has, and of versions of torch and scikit-learn that
+    it was not tested with; what matters of that, the parity check shows.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    logger = logging.getLogger("coremltools")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return import_optional("coremltools", extra="coreml")
+    finally:
+        logger.setLevel(before)

@@ -43,7 +43,7 @@ def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
         if (component, precision) not in done:
             folder = tmp_path_factory.mktemp(f"{component}-{precision}")
             export_component(checkpoint, component, precision, folder)
-            done[component, precision] = folder / FILE
+            done[component, precision] = folder / component / FILE
         return done[component, precision]
 
     return run

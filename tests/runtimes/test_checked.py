@@ -90,7 +90,8 @@ def feed(timestep: float = 500.0, *, batch: int = 1) -> dict[str, Array]:
 def test_the_registry_lists_engines_by_their_modules() -> None:
     assert {"onnxruntime", "pytorch"} <= set(runtime_names())
     assert not {"base", "checked"} & set(runtime_names())
-    assert runtimes_for("onnx") == ("onnxruntime",)
+    assert runtimes_for("onnx") == ("onnxruntime", "openvino")
+    assert "coreml-reference" in runtimes_for("coreml")
     assert runtimes_for("diffusers") == ("pytorch",)
 
 

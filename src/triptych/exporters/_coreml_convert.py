@@ -1,0 +1,78 @@
+"""From a torch module to a Core ML model in memory."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from triptych.exporters._coreml_passes import make_pipeline, may_be_half
+from triptych.exporters.base import DeploymentTarget
+from triptych.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import coremltools
+    import torch
+
+
+def convert_module(
+    module: "torch.nn.Module",
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    half: bool,
+    deployment_target: DeploymentTarget,
+) -> "coremltools.models.MLModel":
+    """Trace a module at fixed shapes and convert it to an ML program.
+
+    Args:
+        module: float32, on the CPU; forward takes the inputs in this order.
+        inputs: names, lengths and dtypes at the program's border.
+        outputs: names of the results, in order; they are float32.
+        half: compute in float16, but for what leads to sinusoids.
+        deployment_target: the oldest system that runs it.
+    """
+    import coremltools
+    import torch
+
+    # Zeros serve: the trace depends on shapes alone.
+    examples = tuple(torch.from_numpy(np.zeros(port.shape, np.float32)) for port in inputs)
+    with torch.no_grad(), _quiet_conversion():
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch declares no types here
+            module, examples, check_trace=False
+        )
+        return coremltools.convert(
+            traced,
+            convert_to="mlprogram",
+            inputs=[
+                coremltools.TensorType(
+                    name=port.name, shape=port.shape, dtype=np.dtype(port.dtype).type
+                )
+                for port in inputs
+            ],
+            outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in outputs],
+            compute_precision=(
+                coremltools.transform.FP16ComputePrecision(op_selector=may_be_half)
+                if half
+                else coremltools.precision.FLOAT32
+            ),
+            minimum_deployment_target=getattr(coremltools.target, deployment_target),
+            pass_pipeline=make_pipeline(),
+            skip_model_load=True,
+        )
+
+
+@contextlib.contextmanager
+def _quiet_conversion() -> Iterator[None]:
+    """The tracer warns of branches on shapes, which are fixed here; coremltools logs its doubts."""
+    logger = logging.getLogger("coremltools")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
