@@ -66,18 +66,18 @@ def _normalise(package: Path) -> None:
     """Take chance and the date out of a package."""
     from coremltools.models.utils import load_spec
 
+    spec = load_spec(str(package))  # which may touch the manifest, so it is read afterwards
+    for name in _UNSTABLE_METADATA:
+        spec.description.metadata.userDefined.pop(name, None)
     manifest = package / "Manifest.json"
     content = json.loads(manifest.read_bytes())
     entries = content["itemInfoEntries"]
     names = {old: str(uuid.uuid5(_IDENTIFIERS, entry["path"])) for old, entry in entries.items()}
     content["itemInfoEntries"] = dict(sorted((names[old], entry) for old, entry in entries.items()))
     content["rootModelIdentifier"] = names[content["rootModelIdentifier"]]
-    manifest.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    spec = load_spec(str(package))
-    for name in _UNSTABLE_METADATA:
-        spec.description.metadata.userDefined.pop(name, None)
     root = content["itemInfoEntries"][content["rootModelIdentifier"]]
     (package / "Data" / root["path"]).write_bytes(spec.SerializeToString(deterministic=True))
+    manifest.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def describe_packages(paths: Sequence[Path]) -> ArtifactFacts:

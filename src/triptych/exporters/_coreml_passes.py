@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
 
+from triptych.mil.facts import MASKED
+
 if TYPE_CHECKING:
     from coremltools import PassPipeline
     from coremltools.converters.mil.mil import Block, Operation, Program, Var
-
-MASKED = -1e4
-"""What stands for minus infinity in a causal mask. Half precision holds it, softmax makes it zero,
-and palettes can be built around it. Source: ml-stable-diffusion's torch2coreml.py; its issue 246
-for what -inf does to k-means."""
 
 _NEGLIGIBLE = -1e30
 """No weight is below this; float32's lowest number, with which transformers masks, is."""

@@ -4,12 +4,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from triptych.mil.program import Constant, Operation, Program
 from triptych.mil.weights import Weight
 from triptych.tensors import TensorSpec
 from triptych.types import Precision
 
 _FLOATS = ("float32", "float16")
+
+MASKED = -1e4
+"""What is added to attention scores where a token must not look. Half precision holds it, softmax
+makes it zero, and palettes can be built around it.
+
+Source: ml-stable-diffusion's torch2coreml.py; its issue 246 for what -inf does to k-means."""
 
 _COMPRESSED_AS: Mapping[str, str] = {
     "constexpr_affine_dequantize": "quantized_data",
@@ -43,25 +51,33 @@ def declared_precision(programs: Sequence[Program]) -> Precision:
 def weight_dtypes(program: Program) -> Counter[str]:
     """Elements by how they are stored: a dtype, or a palette of so many bits.
 
-    Everything constant that is a float array counts: converters add zero biases and tables of
-    frequencies, and keep one of several equal weights.
+    Every constant array of floats counts but statistics and masks. Converters add zero biases and
+    tables of frequencies, and keep one of several equal weights.
     """
     found = Counter[str]()
-    packed: set[str] = set()
+    others: set[str] = set()
     for step in program.operations:
         if step.is_decompression:
-            packed.update(name for names in step.inputs.values() for name in names)
+            others.update(name for names in step.inputs.values() for name in names)
             found[_stored_as(step, program)] += _size(step.outputs[0].shape)
-    for dtype, size in _plain_weights(program, packed):
-        found[dtype] += size
+        others.update(_not_learned(step, program))
+    for name, constant in program.constants.items():
+        dtype, shape = _dtype_and_shape(constant)
+        if name not in others and dtype in _FLOATS and _size(shape) > 1:
+            found[dtype] += _size(shape)
     return found
 
 
-def _plain_weights(program: Program, packed: set[str]) -> Iterator[tuple[str, int]]:
-    for name, constant in program.constants.items():
-        dtype, shape = _dtype_and_shape(constant)
-        if name not in packed and dtype in _FLOATS and _size(shape) > 1:
-            yield dtype, _size(shape)
+def _not_learned(step: Operation, program: Program) -> Iterator[str]:
+    """Constants of one operation that a converter made: statistics of 0 and 1, causal masks."""
+    if step.type == "batch_norm":
+        yield from (*step.inputs["mean"], *step.inputs["variance"])
+    if step.type == "add":
+        for name in (*step.inputs["x"], *step.inputs["y"]):
+            constant = program.constants.get(name)
+            values = constant.load() if isinstance(constant, Weight) else constant
+            if isinstance(values, np.ndarray) and values.min() <= MASKED:
+                yield name
 
 
 def _stored_as(step: Operation, program: Program) -> str:
