@@ -30,6 +30,16 @@ number of a palette is the bits that name one of its entries."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Every precision, the most exact first."""
 
+CoreMlAttention: TypeAlias = Literal["original", "split-einsum"]
+"""original: all heads in one product, for CPU and GPU. split-einsum: one product a head in the
+layout [batch, channels, 1, tokens], for the Neural Engine. Apple's words, as its converter's."""
+
+DeploymentTarget: TypeAlias = Literal["macOS13", "macOS14", "macOS15", "iOS16", "iOS17", "iOS18"]
+"""The oldest system that runs the program: what Apple's converter offers."""
+
+PaletteBits: TypeAlias = Literal[1, 2, 4, 6, 8]
+"""Bits of the index into a Core ML palette."""
+
 Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
 """The outcome of a check. A check that did not run has not passed."""
 

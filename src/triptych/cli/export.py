@@ -7,8 +7,13 @@ import typer
 
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, VariantOption
-from triptych.exporters.base import CoreMlAttention, DeploymentTarget, PaletteBits
-from triptych.types import ComponentName, FormatName
+from triptych.types import (
+    ComponentName,
+    CoreMlAttention,
+    DeploymentTarget,
+    FormatName,
+    PaletteBits,
+)
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

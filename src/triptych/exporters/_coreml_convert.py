@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from triptych.exporters._coreml_passes import make_pipeline, may_be_half
-from triptych.exporters.base import DeploymentTarget
 from triptych.tensors import TensorSpec
+from triptych.types import DeploymentTarget
 
 if TYPE_CHECKING:
     import coremltools

@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from triptych.exporters.base import ArtifactFacts, PaletteBits
+from triptych.exporters.base import ArtifactFacts
 from triptych.mil.facts import fed_inputs, weight_dtypes
 from triptych.mil.reading import read_program
+from triptych.types import PaletteBits
 
 if TYPE_CHECKING:
     import coremltools

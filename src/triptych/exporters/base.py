@@ -3,21 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
+from typing import Literal, Protocol, final, runtime_checkable
 
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import SdxlConfig
 from triptych.tensors import TensorSpec
-from triptych.types import ComponentName, FormatName, Precision
-
-CoreMlAttention: TypeAlias = Literal["original", "split-einsum"]
-"""original: all heads in one product, for CPU and GPU. split-einsum: one product a head in the
-layout [batch, channels, 1, tokens], for the Neural Engine. Apple's words, as its converter's."""
-
-DeploymentTarget: TypeAlias = Literal["macOS13", "macOS14", "macOS15", "iOS16", "iOS17", "iOS18"]
-"""The oldest system that runs the program: what Apple's converter offers."""
-
-PaletteBits: TypeAlias = Literal[1, 2, 4, 6, 8]
+from triptych.types import (
+    ComponentName,
+    CoreMlAttention,
+    DeploymentTarget,
+    FormatName,
+    PaletteBits,
+    Precision,
+)
 
 
 @final

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final, get_args
+from typing import final, get_args
 
 from triptych.bundle import apple
 from triptych.bundle.layouts import component_bindings, graph_ports
@@ -18,21 +18,22 @@ from triptych.exporters._coreml_convert import convert_module
 from triptych.exporters._coreml_packages import describe_packages, palettize, save_packages
 from triptych.exporters.base import (
     ArtifactFacts,
-    CoreMlAttention,
-    CoreMlSettings,
-    DeploymentTarget,
     ExportReporter,
     ExportSettings,
-    PaletteBits,
 )
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
 from triptych.models.tokenizer_files import read_vocabulary
 from triptych.tensors import PortSpecs, TensorSpec
-from triptych.types import PRECISIONS, ComponentName, FormatName, Precision
-
-if TYPE_CHECKING:
-    from torch import nn
+from triptych.types import (
+    PRECISIONS,
+    ComponentName,
+    CoreMlAttention,
+    DeploymentTarget,
+    FormatName,
+    PaletteBits,
+    Precision,
+)
 
 _NEVER_HALF = ("input_ids", "timestep", "time_ids")
 """Inputs that stay float32 in a float16 program: half precision holds integers to 2048 only."""
@@ -62,6 +63,7 @@ class CoreMlExporter:
         """Write a .mlpackage, or the two that a U-Net is cut into."""
         torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
         import_coremltools()
+        from triptych.models.apple_modules import apple_module
         from triptych.models.modules import load_module
 
         report("loading", 0.0)
@@ -70,7 +72,7 @@ class CoreMlExporter:
         module = load_module(checkpoint, component, dtype=torch.float32)
         report("converting", 0.1)
         model = convert_module(
-            _rewritten(module, component, options),
+            apple_module(module, component, attention=options.attention),
             inputs=ports.inputs,
             outputs=ports.outputs,
             half=self._computes_in(component, config) == "fp16",
@@ -186,16 +188,3 @@ def sized_shape(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tuple[
 def _length(axis: str, axes: Mapping[str, int]) -> int:
     factor, star, name = axis.rpartition("*")
     return axes[name] * (int(factor) if star else 1)
-
-
-def _rewritten(
-    module: "nn.Module", component: ComponentName, options: CoreMlSettings
-) -> "nn.Module":
-    """The module with Apple's ports, and its attention as asked for."""
-    from triptych.models.apple_modules import apple_module
-
-    if component == "unet" and options.attention == "split-einsum":
-        from triptych.models.split_einsum import use_split_einsum
-
-        use_split_einsum(module.get_submodule("unet"))
-    return apple_module(module, component)

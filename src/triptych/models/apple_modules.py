@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from triptych.types import ComponentName
+from triptych.models.split_einsum import use_split_einsum
+from triptych.types import ComponentName, CoreMlAttention
 
 
 @final
@@ -35,11 +36,17 @@ class AppleTextEncoder(nn.Module):
 
 @final
 class AppleUnet(nn.Module):
-    """A U-Net that takes its text as [batch, width, 1, 77], and one timestep for each row."""
+    """A U-Net that takes its text as [batch, width, 1, 77], and one timestep for each row.
 
-    def __init__(self, unet: nn.Module) -> None:
+    Attributes:
+        unet: the network.
+        takes_bc1s: its transformers take the text so; others want it transposed.
+    """
+
+    def __init__(self, unet: nn.Module, *, takes_bc1s: bool) -> None:
         super().__init__()
         self.unet = unet
+        self.takes_bc1s = takes_bc1s
 
     @override
     def forward(
@@ -51,8 +58,10 @@ class AppleUnet(nn.Module):
         time_ids: Tensor,
     ) -> Tensor:
         """Predict the noise."""
-        tokens = encoder_hidden_states.squeeze(2).transpose(1, 2)
-        prediction: Tensor = self.unet(sample, timestep, tokens, text_embeds, time_ids)[0]
+        text = encoder_hidden_states
+        if not self.takes_bc1s:
+            text = text.squeeze(2).transpose(1, 2)
+        prediction: Tensor = self.unet(sample, timestep, text, text_embeds, time_ids)[0]
         return prediction
 
 
@@ -71,12 +80,23 @@ class AppleVae(nn.Module):
         return result
 
 
-def apple_module(module: nn.Module, component: ComponentName) -> nn.Module:
-    """A component with Apple's inputs and outputs, in the order of its spec."""
+def apple_module(
+    module: nn.Module, component: ComponentName, *, attention: CoreMlAttention
+) -> nn.Module:
+    """A component with Apple's inputs and outputs, in the order of its spec.
+
+    Args:
+        module: the component as `modules.load_module` gives it; a U-Net is rewritten in place.
+        component: which component it is.
+        attention: how a U-Net's attention is written.
+    """
     match component:
         case "text_encoder" | "text_encoder_2":
             return AppleTextEncoder(module).eval()
         case "unet":
-            return AppleUnet(module).eval()
+            split = attention == "split-einsum"
+            if split:
+                use_split_einsum(module.get_submodule("unet"))
+            return AppleUnet(module, takes_bc1s=split).eval()
         case "vae_encoder" | "vae_decoder":
             return AppleVae(module).eval()
