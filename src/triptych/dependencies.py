@@ -1,8 +1,11 @@
 """Importing optional packages where they are used, with an error that says what to install."""
 
+import contextlib
 import importlib
 import importlib.util
 import logging
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 from triptych.errors import MissingDependencyError
@@ -39,10 +42,19 @@ def import_coremltools() -> ModuleType:
     Raises:
         MissingDependencyError: it is not installed.
     """
+    with quiet_coremltools():
+        return import_optional("coremltools", extra="coreml")
+
+
+@contextlib.contextmanager
+def quiet_coremltools() -> Iterator[None]:
+    """A block in which coremltools, and what it calls, warn and log errors alone."""
     logger = logging.getLogger("coremltools")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return import_optional("coremltools", extra="coreml")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)

@@ -22,10 +22,15 @@ def bundle_for(runtime: Runtime, *bundles: Bundle) -> Bundle:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", runtime_names())
 def test_every_engine_keeps_the_contract(
-    name: str, onnx_bundle: Bundle, checkpoint_bundle: Bundle
+    name: str,
+    onnx_bundle: Bundle,
+    openvino_bundle: Bundle,
+    coreml_bundle: Bundle,
+    checkpoint_bundle: Bundle,
 ) -> None:
     runtime = make_runtime(name)
-    check_runtime(runtime, bundle_for(runtime, onnx_bundle, checkpoint_bundle))
+    bundles = (openvino_bundle, onnx_bundle, coreml_bundle, checkpoint_bundle)
+    check_runtime(runtime, bundle_for(runtime, *bundles))
 
 
 def test_a_bundle_without_components_has_not_passed(onnx_bundle: Bundle) -> None:

@@ -35,7 +35,7 @@ _COMPILED_NAMES: Mapping[str, str] = {
     "vae_encoder": "VAEEncoder",
     "vae_decoder": "VAEDecoder",
 }
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 _CHUNKS = (1, 2)
 
 

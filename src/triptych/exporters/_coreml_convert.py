@@ -1,13 +1,11 @@
 """From a torch module to a Core ML model in memory."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from triptych.dependencies import quiet_coremltools
 from triptych.exporters._coreml_passes import make_pipeline, may_be_half
 from triptych.tensors import TensorSpec
 from triptych.types import DeploymentTarget
@@ -39,7 +37,8 @@ def convert_module(
 
     # Zeros serve: the trace depends on shapes alone.
     examples = tuple(torch.from_numpy(np.zeros(port.shape, np.float32)) for port in inputs)
-    with torch.no_grad(), _quiet_conversion():
+    # The tracer warns of branches on shapes, which are fixed here.
+    with torch.no_grad(), quiet_coremltools():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch declares no types here
             module, examples, check_trace=False
         )
@@ -62,17 +61,3 @@ def convert_module(
             pass_pipeline=make_pipeline(),
             skip_model_load=True,
         )
-
-
-@contextlib.contextmanager
-def _quiet_conversion() -> Iterator[None]:
-    """The tracer warns of branches on shapes, which are fixed here; coremltools logs its doubts."""
-    logger = logging.getLogger("coremltools")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

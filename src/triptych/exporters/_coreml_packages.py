@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from triptych.dependencies import quiet_coremltools
 from triptych.exporters.base import ArtifactFacts
 from triptych.mil.facts import fed_inputs, weight_dtypes
 from triptych.mil.reading import read_program
@@ -40,7 +41,9 @@ def palettize(
         global_config=OpPalettizerConfig(mode="kmeans", nbits=bits),
         op_type_configs={"gather": None},
     )
-    return palettize_weights(model, config)
+    # scikit-learn warns of layers with fewer distinct weights than the palette has entries.
+    with quiet_coremltools():
+        return palettize_weights(model, config)
 
 
 def save_packages(model: "coremltools.models.MLModel", paths: Sequence[Path]) -> None:
@@ -58,8 +61,8 @@ def _cut(package: Path, folder: Path) -> list[Path]:
     """Cut a model in two of about equal weights."""
     from coremltools.models.utils import bisect_model
 
-    # Its own check needs macOS.
-    bisect_model(str(package), str(folder), check_output_correctness=False)
+    with quiet_coremltools():  # its own check needs macOS
+        bisect_model(str(package), str(folder), check_output_correctness=False)
     return [folder / f"{package.stem}_chunk{chunk}.mlpackage" for chunk in (1, 2)]
 
 
