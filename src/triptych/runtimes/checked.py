@@ -1,7 +1,7 @@
 """One wrapper around every session: names, dtypes, shapes, finiteness and time, written once."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -91,9 +91,13 @@ class CheckedSession:
                     f"{'a multiple of ' if name == 'batch' else ''}{length}"
                     for name, length in differing.items()
                 ),
-                hint=f"{self._where.name} was built for {_axes_text(self._fixed_axes)}: export it "
-                "for another size.",
+                hint=self._size_hint(differing.keys()),
             )
+
+    def _size_hint(self, differing: Collection[str]) -> str:
+        axes = ", ".join(f"{name} {length}" for name, length in self._fixed_axes.items())
+        remedy = " Export it with --coreml-batch 1." if set(differing) == {"batch"} else ""
+        return f"{self._where.name} was built for {axes}.{remedy}"
 
     def _run_part(self, feed: TensorMap, rows: int) -> dict[str, Array]:
         graph_feed = {
@@ -220,10 +224,6 @@ def _laid_out(tensor: Array, layout: Layout, rows: int) -> Array:
             return tensor.transpose(0, 2, 1)[:, :, np.newaxis, :]
         case "per_row":
             return np.repeat(tensor, rows)
-
-
-def _axes_text(axes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {length}" for name, length in axes.items())
 
 
 def _cast(tensor: Array, port: TensorSpec, *, component: str) -> Array:
