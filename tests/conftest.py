@@ -61,6 +61,20 @@ def openvino_bundle(openvino_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def coreml_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint's float32 Core ML bundle. Read only: copy it before changing anything."""
+    output = tmp_path_factory.mktemp("bundles")
+    request = ExportRequest(checkpoint=checkpoint, output=output, formats=["coreml"])
+    return export_bundles(request)["coreml"]
+
+
+@pytest.fixture(scope="session")
+def coreml_bundle(coreml_folder: Path) -> Bundle:
+    """The same bundle, opened."""
+    return open_bundle(coreml_folder)
+
+
+@pytest.fixture(scope="session")
 def checkpoint_bundle(checkpoint: Path) -> Bundle:
     """The checkpoint, opened as what PyTorch runs."""
     return open_bundle(checkpoint)

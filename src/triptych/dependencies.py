@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import importlib.util
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -51,3 +53,30 @@ def _without_usage_statistics() -> Iterator[None]:
             del sys.modules[_USAGE_STATISTICS]
         else:
             sys.modules[_USAGE_STATISTICS] = before  # type: ignore[assignment]
+
+
+def import_coremltools() -> ModuleType:
+    """Import coremltools without what it logs meanwhile.
+
+    It warns of every library that only macOS has, and of versions of torch and scikit-learn that
+    it was not tested with; what matters of that, the parity check shows.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    with quiet_coremltools():
+        return import_optional("coremltools", extra="coreml")
+
+
+@contextlib.contextmanager
+def quiet_coremltools() -> Iterator[None]:
+    """A block in which coremltools, and what it calls, warn and log errors alone."""
+    logger = logging.getLogger("coremltools")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

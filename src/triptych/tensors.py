@@ -1,7 +1,8 @@
 """Tensor specs, and the only place where shapes and dtypes are checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from triptych.errors import TensorMismatchError
 from triptych.types import Array, TensorMap
@@ -25,6 +26,20 @@ class TensorSpec:
     def text(self) -> str:
         """Dtype and axes, as error messages and tables show them."""
         return f"{self.dtype} [{', '.join(str(axis) for axis in self.shape)}]"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortSpecs:
+    """What a network takes and gives, in one vocabulary.
+
+    Attributes:
+        inputs: the feed.
+        outputs: what is computed from it.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 def describe(tensor: Array) -> str:
@@ -76,14 +91,7 @@ def check_tensors(
 def _check_tensor(
     tensor: Array, spec: TensorSpec, *, component: str, bound: dict[str, int]
 ) -> None:
-    fits = (
-        str(tensor.dtype) == spec.dtype
-        and tensor.ndim == len(spec.shape)
-        and all(
-            _axis_fits(axis, length, bound)
-            for axis, length in zip(spec.shape, tensor.shape, strict=True)
-        )
-    )
+    fits = str(tensor.dtype) == spec.dtype and shape_fits(spec.shape, tensor.shape, bound=bound)
     if not fits:
         names = {_factor_and_name(axis)[1] for axis in spec.shape if isinstance(axis, str)}
         known = [f"{name} = {bound[name]}" for name in sorted(names & bound.keys())]
@@ -95,6 +103,39 @@ def _check_tensor(
             expected=spec.text(),
             hint=hint,
         )
+
+
+def shape_fits(
+    shape: tuple[int | str, ...], lengths: Sequence[int], *, bound: dict[str, int]
+) -> bool:
+    """Whether lengths are those of a spec's shape.
+
+    Args:
+        shape: the spec's axes.
+        lengths: what is there.
+        bound: the lengths of named axes so far; axes seen for the first time are added.
+    """
+    return len(shape) == len(lengths) and all(
+        _axis_fits(axis, length, bound) for axis, length in zip(shape, lengths, strict=True)
+    )
+
+
+def fixed_axes(
+    specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int | str, ...]]
+) -> dict[str, int]:
+    """The named axes that a graph has a fixed length for.
+
+    Args:
+        specs: tensors with words for their axes.
+        shapes: the graph's shapes by tensor name; words where it takes any length.
+    """
+    axes: dict[str, int] = {}
+    for spec in specs:
+        for axis, length in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
+            if isinstance(axis, str) and isinstance(length, int):
+                factor, name = _factor_and_name(axis)
+                axes.setdefault(name, length // factor)
+    return axes
 
 
 def _axis_fits(axis: int | str, length: int, bound: dict[str, int]) -> bool:

@@ -1,7 +1,7 @@
 """The array and name types that everything speaks. Shapes are written here and nowhere else."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
@@ -17,15 +17,28 @@ ComponentName: TypeAlias = Literal[
 ]
 """The five networks of SDXL, named as diffusers names their folders."""
 
-FormatName: TypeAlias = Literal["diffusers", "onnx", "openvino"]
+FormatName: TypeAlias = Literal["diffusers", "onnx", "openvino", "coreml"]
 """How an artifact is stored: a diffusers checkpoint itself, or what an exporter wrote."""
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Precision: TypeAlias = Literal[
+    "fp32", "fp16", "palette8", "bf16", "int8", "palette6", "palette4", "palette2", "palette1"
+]
 """The arithmetic a component is declared, or was seen, to run in; of an export, also how its
-weights are stored: int8 weights are widened before they are multiplied."""
+weights are stored. Weights of int8 and of palettes are widened before they are multiplied; the
+number of a palette is the bits that name one of its entries."""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Every precision, the most exact first."""
+
+CoreMlAttention: TypeAlias = Literal["original", "split-einsum"]
+"""original: all heads in one product, for CPU and GPU. split-einsum: one product a head in the
+layout [batch, channels, 1, tokens], for the Neural Engine. Apple's words, as its converter's."""
+
+DeploymentTarget: TypeAlias = Literal["macOS13", "macOS14", "macOS15", "iOS16", "iOS17", "iOS18"]
+"""The oldest system that runs the program: what Apple's converter offers."""
+
+PaletteBits: TypeAlias = Literal[1, 2, 4, 6, 8]
+"""Bits of the index into a Core ML palette."""
 
 Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
 """The outcome of a check. A check that did not run has not passed."""

@@ -48,6 +48,7 @@ components = st.fixed_dictionaries(
         "opset": st.none() | counts,
         "source_sha256": st.dictionaries(text, text, max_size=2),
         "verification": st.lists(verifications, max_size=2),
+        "chunks": st.lists(text, max_size=2),
     }
 )
 files = st.fixed_dictionaries({"path": text, "sha256": text, "size_bytes": counts})
@@ -61,6 +62,7 @@ fields_of_a_manifest = st.fixed_dictionaries(
         "toolchain": st.dictionaries(text, text, max_size=2),
         "components": st.lists(components, max_size=2),
         "files": st.lists(files, max_size=2),
+        "settings": st.dictionaries(text, counts | text, max_size=2),
     }
 )
 one_folder = settings(

@@ -15,6 +15,7 @@ from triptych.errors import BundleError, CheckFailedError
 from triptych.exporters import exporter_names, make_exporter
 from triptych.exporters.base import ArtifactFacts, Exporter, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.sdxl import SdxlConfig
 from triptych.testing import check_exporter
 from triptych.types import ComponentName, FormatName, Precision
 
@@ -47,6 +48,7 @@ class FaultyExporter:
     facts: Mapping[str, object] = field(default_factory=dict)
     swallows_damage: bool = False
     format: FormatName = "onnx"
+    verified_on: str = "onnxruntime"
 
     def export(
         self,
@@ -59,16 +61,20 @@ class FaultyExporter:
         assert component in checkpoint.config.components
         for fraction in self.fractions:
             report("copying", fraction)
-        file = ARTIFACT_FILES[self.format]
-        shutil.copy(self.exported / component / file, folder / file)
-        self.spoil(folder)
+        file = Path(component) / ARTIFACT_FILES[self.format]
+        (folder / component).mkdir()
+        shutil.copy(self.exported / file, folder / file)
+        self.spoil(folder / component)
 
     def export_assets(self, folder: Path) -> None:
         self.inner.export_assets(folder)
 
-    def describe(self, path: Path) -> ArtifactFacts:
+    def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
+        return self.inner.precision_of(component, config)
+
+    def describe(self, *paths: Path) -> ArtifactFacts:
         try:
-            return replace(self.inner.describe(path), **self.facts)  # type: ignore[arg-type]
+            return replace(self.inner.describe(*paths), **self.facts)  # type: ignore[arg-type]
         except BundleError:
             if not self.swallows_damage:
                 raise
@@ -123,9 +129,9 @@ def rename_an_output(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "clause"),
     [
-        (add_folder, "scratch in the folder"),
+        (add_folder, "scratch in the bundle"),
         (add_random_file, "other bytes the second time"),
-        (forget_file, "no model.onnx"),
+        (forget_file, "no file that engines open"),
         (change_one_weight, "from PyTorch"),
         (rename_an_output, "among them"),
     ],

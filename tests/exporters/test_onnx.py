@@ -35,7 +35,7 @@ def export(
     folder.mkdir(parents=True)
     exporter = make_exporter("onnx", ExportSettings(precision=precision))
     exporter.export(open_checkpoint(checkpoint), component, folder, report=quiet)
-    return folder / "model.onnx"
+    return folder / component / "model.onnx"
 
 
 def run_file(path: Path, sound: Artifact, feed: TensorMap) -> dict[str, Array]:

@@ -42,8 +42,7 @@ def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
     def run(component: ComponentName, precision: Precision) -> Path:
         if (component, precision) not in done:
             folder = tmp_path_factory.mktemp(f"{component}-{precision}")
-            export_component(checkpoint, component, precision, folder)
-            done[component, precision] = folder / FILE
+            done[component, precision] = export_component(checkpoint, component, precision, folder)
         return done[component, precision]
 
     return run
@@ -51,9 +50,11 @@ def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
 
 def export_component(
     checkpoint: Path, component: ComponentName, precision: Precision, folder: Path
-) -> None:
+) -> Path:
+    """Export one component; the graph's path."""
     exporter = make_exporter("openvino", ExportSettings(precision=precision))
     exporter.export(open_checkpoint(checkpoint), component, folder, report=lambda *_: None)
+    return folder / component / FILE
 
 
 def describe(path: Path) -> ArtifactFacts:
@@ -181,10 +182,9 @@ def test_nothing_but_a_vae_that_overflows_is_scaled(
     text = config.read_text()
     assert '"force_upcast": true' in text
     config.write_text(text.replace('"force_upcast": true', '"force_upcast": false'))
-    (tmp_path / "vae").mkdir()
-    export_component(fixed, "vae_decoder", "fp16", tmp_path / "vae")
-    assert not read_model(tmp_path / "vae" / FILE).has_rt_info(SCALE_OPTION)
-    assert set(describe(tmp_path / "vae" / FILE).weight_dtypes) == {"float16"}
+    path = export_component(fixed, "vae_decoder", "fp16", tmp_path)
+    assert not read_model(path).has_rt_info(SCALE_OPTION)
+    assert set(describe(path).weight_dtypes) == {"float16"}
 
 
 @pytest.mark.parametrize(
@@ -234,9 +234,9 @@ def test_openvinos_own_compression_would_not(
     monkeypatch.setattr(
         openvino, "save_model", lambda model, path, **_: save(model, path, compress_to_fp16=True)
     )
-    export_component(checkpoint, "unet", "fp32", tmp_path)
-    assert set(describe(tmp_path / FILE).weight_dtypes) == {"float16"}
-    assert error_beside_rounding(tmp_path / FILE, checkpoint_bundle, timestep=951.0) > 1e-3
+    path = export_component(checkpoint, "unet", "fp32", tmp_path)
+    assert set(describe(path).weight_dtypes) == {"float16"}
+    assert error_beside_rounding(path, checkpoint_bundle, timestep=951.0) > 1e-3
 
 
 def test_what_we_export_can_be_compressed_by_openvino_later(
@@ -297,9 +297,13 @@ def test_a_half_precision_checkpoint_exports_to_either(
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
     folder = tmp_path / "exported"
     folder.mkdir()
-    export_component(copied, "text_encoder", precision, folder)
-    assert set(describe(folder / FILE).weight_dtypes) == {dtype}
-    assert {path.name for path in folder.iterdir()} == {FILE, "openvino_model.bin"}
+    path = export_component(copied, "text_encoder", precision, folder)
+    assert set(describe(path).weight_dtypes) == {dtype}
+    written = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    assert {file.as_posix() for file in written} == {
+        f"text_encoder/{FILE}",
+        "text_encoder/openvino_model.bin",
+    }
 
 
 SEND_GUARD = """

@@ -5,15 +5,15 @@ import math
 import pytest
 
 from triptych.parity.limits import COMPONENT_REL_L2, TRAJECTORY_REL_L2, coarsest, guided_limit
-from triptych.types import Precision
-
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+from triptych.types import PRECISIONS, Precision
 
 
 @pytest.mark.parametrize("limits", [COMPONENT_REL_L2, TRAJECTORY_REL_L2])
 def test_coarser_arithmetic_has_wider_limits(limits: dict[Precision, float]) -> None:
     assert set(limits) == set(PRECISIONS)
-    assert 0 < limits["fp32"] < limits["fp16"] < limits["bf16"] < 1
+    ordered = [limits[precision] for precision in PRECISIONS]
+    assert ordered == sorted(ordered)
+    assert 0 < limits["fp32"] < limits["fp16"] < limits["palette8"] < limits["bf16"] < 1
 
 
 def test_a_run_has_more_room_than_one_component() -> None:

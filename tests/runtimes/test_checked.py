@@ -90,7 +90,8 @@ def feed(timestep: float = 500.0, *, batch: int = 1) -> dict[str, Array]:
 def test_the_registry_lists_engines_by_their_modules() -> None:
     assert {"onnxruntime", "pytorch"} <= set(runtime_names())
     assert not {"base", "checked"} & set(runtime_names())
-    assert runtimes_for("onnx") == ("onnxruntime",)
+    assert runtimes_for("onnx") == ("onnxruntime", "openvino")
+    assert "coreml-reference" in runtimes_for("coreml")
     assert runtimes_for("diffusers") == ("pytorch",)
 
 
@@ -271,3 +272,116 @@ def test_leaving_the_block_closes_the_session() -> None:
 def test_an_engine_that_does_not_read_the_format_is_refused(checkpoint_bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="got the diffusers format, onnxruntime reads onnx"):
         open_session(make_runtime("onnxruntime"), checkpoint_bundle, "unet")
+
+
+# Graphs of fixed shapes, in Apple's layout
+
+FIXED_SPEC = ComponentSpec(
+    name="unet",
+    inputs=(
+        TensorSpec(name="sample", dtype="float32", shape=("batch", 4, "height", "width")),
+        TensorSpec(name="timestep", dtype="float32", shape=()),
+        TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("batch", 3, 5)),
+    ),
+    outputs=(
+        TensorSpec(name="noise_pred", dtype="float32", shape=("batch", 4, "height", "width")),
+    ),
+)
+FIXED_ARTIFACT = Artifact(
+    spec=FIXED_SPEC,
+    format="coreml",
+    path=Path("m_unet.mlpackage"),
+    bindings=Bindings(
+        inputs=(
+            Binding(name="sample", artifact_name="sample"),
+            Binding(name="timestep", artifact_name="timestep", layout="per_row"),
+            Binding(
+                name="encoder_hidden_states", artifact_name="encoder_hidden_states", layout="bc1s"
+            ),
+        ),
+        outputs=(Binding(name="noise_pred", artifact_name="noise_pred"),),
+    ),
+)
+
+
+@dataclass(kw_only=True)
+class FixedSession:
+    """A U-Net built for so many rows of 2 x 6 cells, which adds its timestep to each sample."""
+
+    batch: int
+    feeds: list[TensorMap] = field(default_factory=list)
+    execution: Execution = field(default_factory=lambda: ScriptedSession().execution)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            port("sample", "float32", self.batch, 4, 2, 6),
+            port("timestep", "float32", self.batch),
+            port("encoder_hidden_states", "float16", self.batch, 5, 1, 3),
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (port("noise_pred", "float32", self.batch, 4, 2, 6),)
+
+    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
+        assert outputs == ("noise_pred",)
+        self.feeds.append(feed)
+        return {"noise_pred": feed["sample"] + feed["timestep"].reshape(-1, 1, 1, 1)}
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def fixed_feed(batch: int, *, height: int = 2, width: int = 6) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    return {
+        "sample": random.standard_normal((batch, 4, height, width)).astype(np.float32),
+        "timestep": np.array(7.5, np.float32),
+        "encoder_hidden_states": random.standard_normal((batch, 3, 5)).astype(np.float32),
+    }
+
+
+def test_tensors_cross_in_the_graphs_layout() -> None:
+    raw = FixedSession(batch=2)
+    given = fixed_feed(2)
+    CheckedSession(raw, FIXED_ARTIFACT).run(given)
+    (fed,) = raw.feeds
+    assert fed["timestep"].tolist() == [7.5, 7.5]
+    assert fed["encoder_hidden_states"].dtype == np.float16
+    assert fed["encoder_hidden_states"].flags.c_contiguous
+    for row, token, channel in np.ndindex(2, 3, 5):
+        value = given["encoder_hidden_states"][row, token, channel].astype(np.float16)
+        assert fed["encoder_hidden_states"][row, channel, 0, token] == value
+
+
+@pytest.mark.parametrize(("built", "batch", "calls"), [(1, 1, 1), (1, 4, 4), (2, 2, 1), (2, 6, 3)])
+def test_a_fixed_batch_is_run_as_often_as_the_feed_needs(
+    built: int, batch: int, calls: int
+) -> None:
+    raw = FixedSession(batch=built)
+    session = CheckedSession(raw, FIXED_ARTIFACT)
+    given = fixed_feed(batch)
+    outputs = session.run(given)
+    assert np.array_equal(outputs["noise_pred"], given["sample"] + np.float32(7.5))
+    assert len(raw.feeds) == len(session.call_seconds) == calls
+    assert all(len(fed["sample"]) == built for fed in raw.feeds)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (fixed_feed(1), "batch': got 1, want a multiple of 2"),
+        (fixed_feed(3), "batch': got 3, want a multiple of 2"),
+        (fixed_feed(2, height=4), "height': got 4, want 2"),
+        (fixed_feed(2, width=5, height=3), "height, width': got 3, 5, want 2, 6"),
+    ],
+)
+def test_a_size_that_was_not_built_is_refused_with_the_built_one(
+    given: TensorMap, told: str
+) -> None:
+    raw = FixedSession(batch=2)
+    with pytest.raises(TensorMismatchError, match=told) as refused:
+        CheckedSession(raw, FIXED_ARTIFACT).run(given)
+    assert "m_unet.mlpackage was built for batch 2, height 2, width 6" in str(refused.value)
+    assert not raw.feeds

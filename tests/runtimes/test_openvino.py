@@ -11,6 +11,7 @@ import pytest
 
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import BackendError, BundleError, UsageError
+from triptych.exporters.base import ExportSettings
 from triptych.models.feeds import unet_feed
 from triptych.parity.check import Candidate, check
 from triptych.parity.metrics import rel_l2
@@ -43,7 +44,10 @@ def recording(checkpoint_bundle: Bundle) -> Recording:
 def int8_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     output = tmp_path_factory.mktemp("int8")
     request = ExportRequest(
-        checkpoint=checkpoint, output=output, formats=["openvino"], precision="int8"
+        checkpoint=checkpoint,
+        output=output,
+        formats=["openvino"],
+        settings=ExportSettings(precision="int8"),
     )
     return open_bundle(export_bundles(request)["openvino"])
 

@@ -27,20 +27,20 @@ def test_contact_sheet_has_a_row_a_runtime_and_a_column_a_step() -> None:
 
     sheet = draw_contact_sheet(rows, steps=STEPS)
 
-    assert sheet.shape == (28 + 2 * (40 + 6), 150 + 2 * (60 + 6), 3)
+    assert sheet.shape == (28 + 2 * (40 + 6), 170 + 2 * (60 + 6), 3)
     for row, pictures in enumerate(colours.values()):
         for column, colour in enumerate(pictures.values()):
-            top, left = 28 + row * 46, 150 + column * 66
+            top, left = 28 + row * 46, 170 + column * 66
             picture = sheet[top : top + 40, left : left + 60]
             np.testing.assert_array_equal(picture, np.broadcast_to(colour, (40, 60, 3)))
-    assert (sheet[:, :150] != 255).any()  # the runtimes' names
-    assert (sheet[:28, 150:] != 255).any()  # the steps'
+    assert (sheet[:, :170] != 255).any()  # the runtimes' names
+    assert (sheet[:28, 170:] != 255).any()  # the steps'
 
 
 def test_contact_sheet_takes_only_the_steps_it_shows() -> None:
     rows = {"first": {1: plain((1, 2, 3)), 4: plain((9, 99, 9)), 8: plain((4, 5, 6))}}
     sheet = draw_contact_sheet(rows, steps=STEPS)
-    assert sheet.shape == (28 + 46, 150 + 2 * 66, 3)
+    assert sheet.shape == (28 + 46, 170 + 2 * 66, 3)
     assert not (sheet == (9, 99, 9)).all(axis=2).any()
 
 

@@ -11,6 +11,7 @@ import pytest
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import file_sha256, record_files
 from triptych.errors import BackendError, CheckpointError, UsageError, VerificationError
+from triptych.exporters.base import ExportSettings
 from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.checked import open_session
@@ -27,7 +28,7 @@ def job(checkpoint: Path, bundle: Path) -> ExportJob:
         variant=None,
         component="text_encoder",
         format="onnx",
-        precision="fp32",
+        settings=ExportSettings(),
         bundle=str(bundle),
     )
 
@@ -147,7 +148,10 @@ def test_no_format(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_precision_that_the_format_does_not_compute_in(checkpoint: Path, tmp_path: Path) -> None:
     request = ExportRequest(
-        checkpoint=checkpoint, output=tmp_path / "out", formats=["onnx"], precision="bf16"
+        checkpoint=checkpoint,
+        output=tmp_path / "out",
+        formats=["onnx"],
+        settings=ExportSettings(precision="bf16"),
     )
     with pytest.raises(UsageError, match="got precision 'bf16', want fp32 or fp16"):
         export_bundles(request)

@@ -5,13 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from triptych.bundle.layouts import ARTIFACT_FILES, MANIFEST_NAME, Bindings, component_bindings
+from triptych.bundle.layouts import (
+    BUNDLE_FORMATS,
+    MANIFEST_NAME,
+    Bindings,
+    artifact_paths,
+    component_bindings,
+    graph_ports,
+)
 from triptych.bundle.manifest import ComponentRecord, Manifest, read_manifest
 from triptych.bundle.store import check_files
 from triptych.errors import BundleError
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.component import ComponentSpec
-from triptych.models.sdxl import COMPONENTS, SdxlConfig, component_spec, read_sdxl_config
+from triptych.models.sdxl import SdxlConfig, component_spec, read_sdxl_config
+from triptych.tensors import PortSpecs, fixed_axes
 from triptych.types import ComponentName, FormatName
 
 
@@ -27,6 +35,7 @@ class Artifact:
         bindings: its tensors' names in the graph.
         record: what the manifest says of it, where there is one.
         checkpoint: the checkpoint it belongs to, where that is its format.
+        chunks: where the network was cut, every part in the order they run, `path` first.
     """
 
     spec: ComponentSpec
@@ -35,6 +44,25 @@ class Artifact:
     bindings: Bindings
     record: ComponentRecord | None = None
     checkpoint: Checkpoint | None = None
+    chunks: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything an engine opens, in the order it runs."""
+        return self.chunks or (self.path,)
+
+    @property
+    def ports(self) -> PortSpecs:
+        """The spec in the graph's names and layout."""
+        return graph_ports(self.spec, self.bindings)
+
+    @property
+    def fixed_axes(self) -> dict[str, int]:
+        """The sizes it was built for, as far as the manifest tells; empty for a dynamic graph."""
+        if self.record is None:
+            return {}
+        shapes = {port.artifact_name: port.shape for port in self.record.inputs}
+        return fixed_axes(self.ports.inputs, shapes)
 
 
 @final
@@ -70,6 +98,16 @@ class Bundle:
             )
         return self.artifacts[component]
 
+    @property
+    def built_size_px(self) -> tuple[int, int] | None:
+        """Height and width of the only pictures it makes; None where it makes any size."""
+        for artifact in self.artifacts.values():
+            axes = artifact.fixed_axes
+            if "height" in axes and "width" in axes:
+                scale = self.config.vae_scale_factor
+                return axes["height"] * scale, axes["width"] * scale
+        return None
+
     def check_files(self, *, hashes: bool = True) -> None:
         """Compare the files with the manifest; without a manifest there is nothing to compare.
 
@@ -95,12 +133,9 @@ def open_bundle(path: Path, *, variant: str | None = None, check_sizes: bool = T
     """
     if (path / MANIFEST_NAME).is_file():
         return _open_ours(path, check_sizes=check_sizes)
-    for artifact_format, file in ARTIFACT_FILES.items():
-        if any((path / component / file).is_file() for component in COMPONENTS):
-            return _open_foreign(path, artifact_format)
     if (path / "model_index.json").is_file():
-        return _open_checkpoint_bundle(path, variant)
-    inside = [name for name in ARTIFACT_FILES if (path / name / "model_index.json").is_file()]
+        return _open_foreign(path) or _open_checkpoint_bundle(path, variant)
+    inside = [name for name in BUNDLE_FORMATS if (path / name / "model_index.json").is_file()]
     hint = f" Did you mean {path / inside[0]}?" if inside else ""
     raise BundleError(
         f"{path}: got neither {MANIFEST_NAME} nor model_index.json, want a bundle, a folder "
@@ -114,11 +149,11 @@ def _open_ours(folder: Path, *, check_sizes: bool) -> Bundle:
         check_files(folder, manifest.files, hashes=False)
     config = read_sdxl_config(folder)
     artifacts = {
-        record.name: Artifact(
-            spec=component_spec(record.name, config),
-            format=manifest.format,
-            path=folder / record.file,
-            bindings=component_bindings(record.name, config, artifact_format=manifest.format),
+        record.name: make_artifact(
+            record.name,
+            config,
+            paths=tuple(folder / file for file in record.chunks or (record.file,)),
+            artifact_format=manifest.format,
             record=record,
         )
         for record in manifest.components
@@ -132,20 +167,43 @@ def _open_ours(folder: Path, *, check_sizes: bool) -> Bundle:
     )
 
 
-def _open_foreign(folder: Path, artifact_format: FormatName) -> Bundle:
+def make_artifact(
+    component: ComponentName,
+    config: SdxlConfig,
+    *,
+    paths: tuple[Path, ...],
+    artifact_format: FormatName,
+    record: ComponentRecord | None = None,
+) -> Artifact:
+    """One component from what an engine opens of it."""
+    return Artifact(
+        spec=component_spec(component, config),
+        format=artifact_format,
+        path=paths[0],
+        bindings=component_bindings(component, config, artifact_format=artifact_format),
+        record=record,
+        chunks=paths if len(paths) > 1 else (),
+    )
+
+
+def _open_foreign(folder: Path) -> Bundle | None:
+    """A folder that another tool exported; None where it holds no exported component."""
     config = read_sdxl_config(folder)
-    file = ARTIFACT_FILES[artifact_format]
-    artifacts = {
-        component: Artifact(
-            spec=component_spec(component, config),
-            format=artifact_format,
-            path=folder / component / file,
-            bindings=component_bindings(component, config, artifact_format=artifact_format),
-        )
-        for component in config.components
-        if (folder / component / file).is_file()
-    }
-    return Bundle(folder=folder, format=artifact_format, config=config, artifacts=artifacts)
+    for artifact_format in BUNDLE_FORMATS:
+        found = {
+            component: artifact_paths(folder, component, config, artifact_format=artifact_format)
+            for component in config.components
+        }
+        artifacts = {
+            component: make_artifact(
+                component, config, paths=paths, artifact_format=artifact_format
+            )
+            for component, paths in found.items()
+            if paths
+        }
+        if artifacts:
+            return Bundle(folder=folder, format=artifact_format, config=config, artifacts=artifacts)
+    return None
 
 
 def _open_checkpoint_bundle(folder: Path, variant: str | None) -> Bundle:

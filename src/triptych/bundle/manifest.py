@@ -1,7 +1,7 @@
 """triptych.json: what a bundle holds, how it was made, and the hash of every file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -84,6 +84,7 @@ class ComponentRecord:
         opset: of the ONNX graph; None in other formats.
         source_sha256: of each checkpoint file its weights came from.
         verification: the comparison with PyTorch made at export.
+        chunks: where the network was cut, every part in the order they run; `file` is the first.
     """
 
     name: ComponentName
@@ -96,6 +97,7 @@ class ComponentRecord:
     opset: int | None
     source_sha256: Mapping[str, str]
     verification: tuple[VerificationRecord, ...]
+    chunks: tuple[str, ...] = ()
 
 
 @final
@@ -112,6 +114,7 @@ class Manifest:
         toolchain: versions of what made the bundle.
         components: one record each.
         files: every file but the manifest.
+        settings: the exporter's other settings, by name.
     """
 
     schema_version: int
@@ -122,6 +125,7 @@ class Manifest:
     toolchain: Mapping[str, str]
     components: tuple[ComponentRecord, ...]
     files: tuple[FileRecord, ...]
+    settings: Mapping[str, int | str] = field(default_factory=dict)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

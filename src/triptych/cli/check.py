@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.console import number_text, print_json, progress_bars, stdout
+from triptych.cli.console import note, number_text, print_json, progress_bars, stdout
 from triptych.cli.options import (
     CacheOption,
+    ComputeUnitsOption,
     DeviceOption,
     JsonOption,
     PrecisionOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
+    chosen_device,
 )
+from triptych.errors import BackendError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +37,7 @@ def check(
     seed: Annotated[int, typer.Option("--seed", help="Of the trajectory's noise.")] = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
+    compute_units: ComputeUnitsOption = None,
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     reference_device: Annotated[
@@ -56,7 +60,10 @@ def check(
         reference=reference,
         runtime=runtime,
         runtime_settings=RuntimeSettings(
-            device=device, precision=precision, num_threads=num_threads, cache_dir=cache_dir
+            device=chosen_device(device, compute_units),
+            precision=precision,
+            num_threads=num_threads,
+            cache_dir=cache_dir,
         ),
         reference_device=reference_device,
         num_inference_steps=num_inference_steps,
@@ -71,6 +78,9 @@ def check(
         print_json(report.to_json())
     else:
         print_report(report)
+    if report.unavailable:
+        note(report.unavailable)
+        raise typer.Exit(BackendError.exit_code)
     if report.verdict != "passed":
         raise typer.Exit(1)
 

@@ -17,9 +17,9 @@ def demo(
 ) -> None:
     """From a checkpoint to checked pictures, end to end, on a tiny random model.
 
-    Makes a tiny SDXL checkpoint, exports it to ONNX and OpenVINO, samples 8 steps on PyTorch, ONNX
-    Runtime and OpenVINO from the same noise, draws a contact sheet, and checks both bundles against
-    PyTorch.
+    Makes a tiny SDXL checkpoint, exports it to ONNX, OpenVINO and Core ML, samples 8 steps on
+    PyTorch and on an engine for each format from the same noise, draws a contact sheet, and checks
+    every bundle against PyTorch. Core ML programs are interpreted, so that no Mac is needed.
     """
     from triptych.workflows.demo import run_demo
 

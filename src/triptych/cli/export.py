@@ -7,7 +7,13 @@ import typer
 
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, VariantOption
-from triptych.types import ComponentName, FormatName
+from triptych.types import (
+    ComponentName,
+    CoreMlAttention,
+    DeploymentTarget,
+    FormatName,
+    PaletteBits,
+)
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -20,7 +26,8 @@ def export(
     output: Annotated[Path, typer.Argument(help="Gets one folder for each format.")],
     *,
     to: Annotated[
-        list[str], typer.Option("--to", metavar="FORMAT", help="onnx, openvino. May be repeated.")
+        list[str],
+        typer.Option("--to", metavar="FORMAT", help="onnx, openvino, coreml. May be repeated."),
     ],
     component: Annotated[
         list[str] | None,
@@ -30,10 +37,48 @@ def export(
         ExportPrecision,
         typer.Option(
             "--precision",
-            help="Of weights and, in ONNX, of arithmetic. int8 is for OpenVINO, of weights alone. "
-            "A VAE with force_upcast stays fp32.",
+            help="Of weights and, in ONNX and Core ML, of arithmetic. int8 is for OpenVINO, of "
+            "weights alone. A VAE with force_upcast stays fp32.",
         ),
     ] = "fp32",
+    height_px: Annotated[
+        int | None,
+        typer.Option("--height-px", help="Core ML: of the only pictures that it will make."),
+    ] = None,
+    width_px: Annotated[int | None, typer.Option("--width-px", help="As --height-px.")] = None,
+    coreml_attention: Annotated[
+        CoreMlAttention,
+        typer.Option(
+            "--coreml-attention",
+            help="original for CPU and GPU, split-einsum for the Neural Engine.",
+        ),
+    ] = "original",
+    coreml_batch: Annotated[
+        int,
+        typer.Option(
+            "--coreml-batch",
+            min=1,
+            max=2,
+            help="Rows of the U-Net: 2 for both halves of guidance, 1 for one at a time.",
+        ),
+    ] = 2,
+    coreml_chunks: Annotated[
+        int,
+        typer.Option("--coreml-chunks", min=1, max=2, help="Packages to cut the U-Net into."),
+    ] = 1,
+    deployment_target: Annotated[
+        DeploymentTarget,
+        typer.Option("--deployment-target", help="Core ML: the oldest system that will run it."),
+    ] = "macOS13",
+    palettize_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--palettize-bits",
+            metavar="1|2|4|6|8",
+            help="Core ML: store weights as indices into palettes of so many bits, found by "
+            "k-means. The VAE keeps its weights.",
+        ),
+    ] = None,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
@@ -48,6 +93,7 @@ def export(
     Every component is run against PyTorch before the bundle appears. Exit code 1 when one
     disagrees; then nothing is written and nothing that was there is touched.
     """
+    from triptych.exporters.base import CoreMlSettings, ExportSettings
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
 
@@ -56,7 +102,18 @@ def export(
         output=output,
         formats=cast("list[FormatName]", to),
         components=cast("list[ComponentName]", component or []),
-        precision=precision,
+        settings=ExportSettings(
+            precision=precision,
+            height_px=height_px,
+            width_px=width_px,
+            coreml=CoreMlSettings(
+                attention=coreml_attention,
+                batch=cast("Literal[1, 2]", coreml_batch),
+                num_chunks=cast("Literal[1, 2]", coreml_chunks),
+                deployment_target=deployment_target,
+                palette_bits=cast("PaletteBits | None", palettize_bits),
+            ),
+        ),
         variant=variant,
         overwrite=overwrite,
         num_jobs=num_jobs,

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from triptych.errors import UsageError
+
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 RuntimeOption: TypeAlias = Annotated[
@@ -24,12 +26,17 @@ DeviceOption: TypeAlias = Annotated[
     ),
 ]
 
+ComputeUnitsOption: TypeAlias = Annotated[
+    Literal["all", "cpu_and_gpu", "cpu_only", "cpu_and_ne"] | None,
+    typer.Option("--compute-units", help="The device of coreml, in its words. Default: all."),
+]
+
 PrecisionOption: TypeAlias = Annotated[
     Literal["fp32", "fp16", "bf16"] | None,
     typer.Option(
         "--precision",
-        help="What to compute in, where the engine can choose. Default: fp32; ONNX Runtime "
-        "computes in what the graph was exported in.",
+        help="What to compute in, where the engine can choose. Default: fp32; ONNX Runtime and "
+        "Core ML compute in what was exported.",
     ),
 ]
 
@@ -50,3 +57,14 @@ VariantOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--variant", metavar="NAME", help="Weight variant of a checkpoint, such as fp16."),
 ]
+
+
+def chosen_device(device: str | None, compute_units: str | None) -> str | None:
+    """The device by either of its names.
+
+    Raises:
+        UsageError: both were given.
+    """
+    if device is not None and compute_units is not None:
+        raise UsageError("device: got --device and --compute-units, want one of them.")
+    return device or compute_units

@@ -8,12 +8,14 @@ import typer
 from triptych.cli.console import note, print_json, progress_bars, say
 from triptych.cli.options import (
     CacheOption,
+    ComputeUnitsOption,
     DeviceOption,
     JsonOption,
     PrecisionOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
+    chosen_device,
 )
 from triptych.sampling.guidance import GuidanceMode
 
@@ -86,6 +88,7 @@ def sample(
     ] = False,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
+    compute_units: ComputeUnitsOption = None,
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
@@ -141,7 +144,10 @@ def sample(
         previews=previews,
         runtime=runtime,
         runtime_settings=RuntimeSettings(
-            device=device, precision=precision, num_threads=num_threads, cache_dir=cache_dir
+            device=chosen_device(device, compute_units),
+            precision=precision,
+            num_threads=num_threads,
+            cache_dir=cache_dir,
         ),
         variant=variant,
         verify=verify,

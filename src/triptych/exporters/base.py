@@ -1,13 +1,41 @@
 """What an exporter promises."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import Literal, Protocol, final, runtime_checkable
 
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.sdxl import SdxlConfig
 from triptych.tensors import TensorSpec
-from triptych.types import ComponentName, FormatName, Precision
+from triptych.types import (
+    ComponentName,
+    CoreMlAttention,
+    DeploymentTarget,
+    FormatName,
+    PaletteBits,
+    Precision,
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreMlSettings:
+    """What a user can ask of the Core ML exporter.
+
+    Attributes:
+        attention: how the U-Net's attention is written.
+        batch: rows of the U-Net: 2 for both halves of guidance, 1 for one half at a time.
+        num_chunks: packages the U-Net is cut into, for devices that cannot load it whole.
+        deployment_target: the oldest system that runs it.
+        palette_bits: bits of a palette's index; None stores weights as they are.
+    """
+
+    attention: CoreMlAttention = "original"
+    batch: Literal[1, 2] = 2
+    num_chunks: Literal[1, 2] = 1
+    deployment_target: DeploymentTarget = "macOS13"
+    palette_bits: PaletteBits | None = None
 
 
 @final
@@ -17,9 +45,16 @@ class ExportSettings:
 
     Attributes:
         precision: how weights are stored and the graph computes, where the component allows it.
+        height_px: of the only pictures that a graph of fixed shapes makes, divisible by 8; None
+            takes the size the model was trained at. For Core ML.
+        width_px: as `height_px`.
+        coreml: what only Core ML has.
     """
 
     precision: Precision = "fp32"
+    height_px: int | None = None
+    width_px: int | None = None
+    coreml: CoreMlSettings = field(default_factory=CoreMlSettings)
 
 
 @final
@@ -58,6 +93,10 @@ class Exporter(Protocol):
     def format(self) -> FormatName:
         """The format it writes."""
 
+    @property
+    def verified_on(self) -> str:
+        """The engine that every export is run on before its bundle appears."""
+
     def export(
         self,
         checkpoint: Checkpoint,
@@ -66,7 +105,13 @@ class Exporter(Protocol):
         *,
         report: ExportReporter,
     ) -> None:
-        """Write one component into an existing, empty folder.
+        """Write one component into a bundle that is being made, where its format keeps it.
+
+        Args:
+            checkpoint: where the weights are.
+            component: which component.
+            folder: the bundle; nothing of the component's network is in it yet.
+            report: told how far it is.
 
         Raises:
             CheckpointError: the weights do not fit the config.
@@ -80,8 +125,14 @@ class Exporter(Protocol):
             folder: the bundle; the checkpoint's tokenizers and configs are in it already.
         """
 
-    def describe(self, path: Path) -> ArtifactFacts:
+    def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
+        """The class that one component is exported in, which sets how it is judged."""
+
+    def describe(self, *paths: Path) -> ArtifactFacts:
         """Read what an artifact says about itself, without its weights.
+
+        Args:
+            paths: what an engine opens, in the order it runs.
 
         Raises:
             BundleError: the file is not readable, or its external data is not there in full.

@@ -21,8 +21,8 @@ from triptych.exporters._onnx_graph import check_graph, describe_graph
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint, StoredTensor
 from triptych.models.component import ComponentSpec
-from triptych.models.sdxl import component_precision, component_spec
-from triptych.types import ComponentName, FormatName
+from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
+from triptych.types import ComponentName, FormatName, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -59,6 +59,7 @@ class OnnxExporter:
 
     settings: ExportSettings
     format: FormatName = "onnx"
+    verified_on: str = "onnxruntime"
 
     def export(
         self,
@@ -72,15 +73,16 @@ class OnnxExporter:
         torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
         from triptych.models.modules import skeleton_module
 
-        precision = component_precision(component, checkpoint.config, self.settings.precision)
+        precision = self.precision_of(component, checkpoint.config)
         dtype = torch.float16 if precision == "fp16" else torch.float32
         report("tracing", 0.0)
         module, stored = skeleton_module(checkpoint, component, dtype=dtype)
         model = trace_component(module, component, checkpoint)
         del module
         report("weights", 0.4)
-        path = folder / ARTIFACT_FILES["onnx"]
-        _attach_weights(model, stored, dtype=dtype, data_path=folder / EXTERNAL_DATA_NAME)
+        path = folder / component / ARTIFACT_FILES["onnx"]
+        path.parent.mkdir(exist_ok=True)
+        _attach_weights(model, stored, dtype=dtype, data_path=path.with_name(EXTERNAL_DATA_NAME))
         path.write_bytes(model.SerializeToString())
         del model
         report("checking", 0.7)
@@ -89,8 +91,13 @@ class OnnxExporter:
     def export_assets(self, folder: Path) -> None:
         """ONNX clients read the checkpoint's own tokenizers: nothing to write."""
 
-    def describe(self, path: Path) -> ArtifactFacts:
+    def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
+        """What was asked for, but fp32 for a VAE that half precision overflows."""
+        return component_precision(component, config, self.settings.precision)
+
+    def describe(self, *paths: Path) -> ArtifactFacts:
         """Read a graph's inputs, outputs, opset and weight dtypes."""
+        (path,) = paths
         return describe_graph(path)
 
 

@@ -26,9 +26,9 @@ from triptych.exporters._openvino_weights import attach_weights, compress_weight
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.exporters.onnx import trace_component
 from triptych.models.checkpoint import Checkpoint
-from triptych.models.sdxl import component_precision
+from triptych.models.sdxl import SdxlConfig, component_precision
 from triptych.tensors import TensorSpec
-from triptych.types import ComponentName, FormatName
+from triptych.types import ComponentName, FormatName, Precision
 
 if TYPE_CHECKING:
     import openvino
@@ -60,6 +60,7 @@ class OpenVinoExporter:
 
     settings: ExportSettings
     format: FormatName = "openvino"
+    verified_on: str = "openvino"
 
     def export(
         self,
@@ -74,7 +75,9 @@ class OpenVinoExporter:
         openvino = _import_engine()
         from triptych.models.modules import skeleton_module
 
-        precision = component_precision(component, checkpoint.config, self.settings.precision)
+        precision = self.precision_of(component, checkpoint.config)
+        path = folder / component / ARTIFACT_FILES["openvino"]
+        path.parent.mkdir(exist_ok=True)
         report("tracing", 0.0)
         module, stored = skeleton_module(checkpoint, component, dtype=torch.float32)
         graph = trace_component(module, component, checkpoint)
@@ -88,7 +91,7 @@ class OpenVinoExporter:
             if precision == "int8":
                 model = compress_weights(model)
             _finish(model, component, checkpoint)
-            _save(model, folder / ARTIFACT_FILES["openvino"])
+            _save(model, path)
 
     def export_assets(self, folder: Path) -> None:
         """Write each tokenizer as OpenVINO graphs beside its files, for OpenVINO GenAI."""
@@ -106,8 +109,13 @@ class OpenVinoExporter:
             for graph, file in zip(graphs, _TOKENIZER_FILES, strict=True):
                 openvino.save_model(graph, folder / name / file)
 
-    def describe(self, path: Path) -> ArtifactFacts:
+    def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
+        """What was asked for, but fp32 for a VAE that half precision overflows."""
+        return component_precision(component, config, self.settings.precision)
+
+    def describe(self, *paths: Path) -> ArtifactFacts:
         """Read a graph's inputs, outputs and weight dtypes."""
+        (path,) = paths
         model = _read(path)
         histogram = Counter[str]()
         for constant in _weights(model):

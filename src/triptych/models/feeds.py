@@ -4,7 +4,7 @@ Random numbers in [0, 1) never reach the timesteps, sizes and magnitudes at whic
 wrong; these do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,25 +35,30 @@ def component_cases(
     *,
     input_ids: InputIds,
     timesteps: Sequence[float] = TIMESTEPS,
+    fixed_axes: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Iterator[Case]:
     """Feeds for one component: two shapes, two batch sizes, the ends of its input range.
+
+    A graph of fixed shapes gets its one size, and once and twice its batch.
 
     Args:
         component: which one.
         config: the model's sizes.
         input_ids: tokenised prompts for that text encoder; unused by the others.
         timesteps: where on the training schedule the U-Net is tried.
+        fixed_axes: the `batch`, `height` and `width` that it was built for, in latent cells.
         seed: of the Gaussian tensors.
     """
     random = np.random.default_rng(seed)
+    axes = fixed_axes or {}
     match component:
         case "text_encoder" | "text_encoder_2":
             yield from _text_cases(input_ids)
         case "unet":
-            yield from _unet_cases(config, timesteps, random)
+            yield from _unet_cases(config, timesteps, axes, random)
         case "vae_encoder" | "vae_decoder":
-            yield from _vae_cases(component, config, random)
+            yield from _vae_cases(component, config, axes, random)
 
 
 def _text_cases(input_ids: InputIds) -> Iterator[Case]:
@@ -64,14 +69,28 @@ def _text_cases(input_ids: InputIds) -> Iterator[Case]:
 
 
 def _unet_cases(
-    config: SdxlConfig, timesteps: Sequence[float], random: np.random.Generator
+    config: SdxlConfig,
+    timesteps: Sequence[float],
+    fixed_axes: Mapping[str, int],
+    random: np.random.Generator,
 ) -> Iterator[Case]:
     # An odd edge takes the U-Net's upsample-to-size path; a non-square one catches swapped axes.
-    shapes = [(1, 8, 8)] * len(timesteps) + [(2, 9, 13)]
-    for (batch, height, width), timestep in zip(shapes, [*timesteps, timesteps[0]], strict=True):
+    sizes = [(1, 8, 8)] * len(timesteps) + [(2, 9, 13)]
+    for size, timestep in zip(sizes, [*timesteps, timesteps[0]], strict=True):
+        batch, height, width = _built_for(size, fixed_axes)
         feed = unet_feed(config, batch=batch, height=height, width=width, random=random)
         name = f"t={timestep:g} batch {batch} latents {height}x{width}"
         yield Case(name=name, feed={**feed, "timestep": np.array(timestep, np.float32)})
+
+
+def _built_for(size: tuple[int, int, int], fixed_axes: Mapping[str, int]) -> tuple[int, int, int]:
+    """A size of batch, height and width that a graph can run, as near to the wish as it allows."""
+    batch, height, width = size
+    return (
+        batch * fixed_axes.get("batch", 1),
+        fixed_axes.get("height", height),
+        fixed_axes.get("width", width),
+    )
 
 
 def unet_feed(
@@ -97,10 +116,14 @@ def unet_feed(
 
 
 def _vae_cases(
-    component: ComponentName, config: SdxlConfig, random: np.random.Generator
+    component: ComponentName,
+    config: SdxlConfig,
+    fixed_axes: Mapping[str, int],
+    random: np.random.Generator,
 ) -> Iterator[Case]:
     scale = config.vae_scale_factor
-    for batch, height, width in ((1, 8, 8), (2, 5, 9)):
+    for size in ((1, 8, 8), (2, 5, 9)):
+        batch, height, width = _built_for(size, fixed_axes)
         name = f"batch {batch} latents {height}x{width}"
         if component == "vae_decoder":
             # Unscaled latents of a finished picture have about unit variance over scaling_factor.

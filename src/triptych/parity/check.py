@@ -39,7 +39,13 @@ class Candidate:
         return set(self.bundle.config.components) - {"vae_encoder"} <= set(self.bundle.artifacts)
 
 
-def check(recording: Recording, candidate: Candidate, *, report: StageReporter) -> ParityReport:
+def check(
+    recording: Recording,
+    candidate: Candidate,
+    *,
+    problems: Mapping[ComponentName, tuple[str, ...]] | None = None,
+    report: StageReporter,
+) -> ParityReport:
     """Compare a candidate with a recording.
 
     A component that gives NaN or infinity, or that its engine cannot run at some size, fails that
@@ -48,6 +54,7 @@ def check(recording: Recording, candidate: Candidate, *, report: StageReporter) 
     Args:
         recording: the reference.
         candidate: what is checked.
+        problems: why other clients could not run a component, where that was looked into.
         report: told the stages.
 
     Raises:
@@ -58,6 +65,8 @@ def check(recording: Recording, candidate: Candidate, *, report: StageReporter) 
     rows: list[Row] = []
     for component in candidate.bundle.config.components:
         report(f"candidate: {component}")
+        if problems is not None and component in problems:
+            rows.extend(_contract_rows(component, candidate, problems[component]))
         rows.extend(_component_rows(recording, candidate, component, executions))
     report("candidate: trajectory")
     rows.extend(_trajectory_rows(recording, candidate))
@@ -74,6 +83,45 @@ def check(recording: Recording, candidate: Candidate, *, report: StageReporter) 
         },
         rows=tuple(rows),
     )
+
+
+def unavailable_report(
+    candidate: Candidate, *, reason: str, problems: Mapping[ComponentName, tuple[str, ...]]
+) -> ParityReport:
+    """The report where the engine cannot run here: nothing but the files was looked at.
+
+    Args:
+        candidate: what should have been checked.
+        reason: why its engine cannot run.
+        problems: as for `check`.
+    """
+    rows: list[Row] = []
+    for component in candidate.bundle.artifacts:
+        if component in problems:
+            rows.extend(_contract_rows(component, candidate, problems[component]))
+        rows.append(_not_run("component", component, candidate, reason))
+    rows.extend(_trajectory_not_run(candidate, reason))
+    return ParityReport(
+        reference=None, candidates={}, settings={}, rows=tuple(rows), unavailable=reason
+    )
+
+
+def _contract_rows(
+    component: ComponentName, candidate: Candidate, problems: tuple[str, ...]
+) -> Iterator[Row]:
+    """Whether the format's own clients could run a component; one row for each obstacle."""
+    precision = candidate.precisions[component]
+    for problem in problems or ("",):
+        yield Row(
+            stage="contract",
+            component=component,
+            case=problem or "names, dtypes, shapes",
+            precision=precision,
+            limit=COMPONENT_REL_L2[precision],
+            comparison=None,
+            verdict="failed" if problem else "passed",
+            reason=problem,
+        )
 
 
 def _component_rows(
@@ -127,9 +175,7 @@ def _precision_rows(judge: "_Judge", execution: Execution) -> Iterator[Row]:
 
 def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
     if not candidate.is_whole:
-        for stage in ("teacher_forced", "free_running"):
-            yield _not_run(stage, "unet", candidate, "the bundle is not whole")
-        yield _not_run("image", "vae_decoder", candidate, "the bundle is not whole")
+        yield from _trajectory_not_run(candidate, "the bundle is not whole")
         return
     try:
         yield from _teacher_forced_rows(recording, candidate)
@@ -139,6 +185,12 @@ def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row
         limit = TRAJECTORY_REL_L2[precision]
         judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
         yield judge.failed("the whole run", str(error))
+
+
+def _trajectory_not_run(candidate: Candidate, reason: str) -> Iterator[Row]:
+    yield _not_run("teacher_forced", "unet", candidate, reason)
+    yield _not_run("free_running", "unet", candidate, reason)
+    yield _not_run("image", "vae_decoder", candidate, reason)
 
 
 def _teacher_forced_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:

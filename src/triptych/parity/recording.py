@@ -4,9 +4,8 @@ Recording and checking are apart, so that the reference runs once and its networ
 before a candidate's are opened.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias, final
 
 import numpy as np
@@ -68,10 +67,26 @@ class Recording:
     execution: Execution
 
 
-def default_settings(*, num_inference_steps: int = 8, seed: int = 0) -> Settings:
-    """The run that a check uses: guided, with a long prompt, at the model's own size."""
+BuiltFor: TypeAlias = Mapping[ComponentName, Mapping[str, int]]
+"""The batch, height and width that a candidate's components were built for, in latent cells; empty
+for those that take every size."""
+
+
+def default_settings(
+    *, num_inference_steps: int = 8, seed: int = 0, size_px: tuple[int, int] | None = None
+) -> Settings:
+    """The run that a check uses: guided, with a long prompt, at the model's own size.
+
+    Args:
+        num_inference_steps: of the run.
+        seed: of its noise.
+        size_px: height and width of a candidate that makes no other.
+    """
+    height_px, width_px = size_px or (None, None)
     return Settings(
         prompts=Prompts(prompt=(PROMPTS[-1],)),
+        height_px=height_px,
+        width_px=width_px,
         num_inference_steps=num_inference_steps,
         guidance_scale=5.0,
         seeds=(seed,),
@@ -79,7 +94,12 @@ def default_settings(*, num_inference_steps: int = 8, seed: int = 0) -> Settings
 
 
 def record(
-    bundle: Bundle, runtime: Runtime, settings: Settings, *, report: StageReporter
+    bundle: Bundle,
+    runtime: Runtime,
+    settings: Settings,
+    *,
+    built_for: BuiltFor | None = None,
+    report: StageReporter,
 ) -> Recording:
     """Run the reference once: the trajectory, then every component on realistic feeds.
 
@@ -87,6 +107,7 @@ def record(
         bundle: the reference, most often a checkpoint.
         runtime: the engine it runs on.
         settings: the run.
+        built_for: components are recorded at these sizes alone.
         report: told the stages.
 
     Raises:
@@ -104,6 +125,7 @@ def record(
     execution = next(iter(prepared.executions.values()))
     for component in bundle.config.components:
         report(f"reference: {component}")
+        axes = (built_for or {}).get(component, {})
         with open_session(runtime, bundle, component) as session:
             cases.extend(
                 RecordedCase(
@@ -112,7 +134,7 @@ def record(
                     feed=case.feed,
                     outputs=session.run(case.feed),
                 )
-                for case in _cases(component, bundle.folder, bundle.config, prepared, latents)
+                for case in _cases(component, bundle, prepared, latents, axes)
             )
             execution = session.execution if component == "unet" else execution
     return Recording(
@@ -127,27 +149,32 @@ def record(
 
 def _cases(
     component: ComponentName,
-    folder: Path,
-    config: SdxlConfig,
+    bundle: Bundle,
     prepared: Prepared,
     latents: Sequence[Latents],
+    fixed_axes: Mapping[str, int],
 ) -> Iterator[Case]:
+    config = bundle.config
     if component == "unet":
-        yield from _unet_cases(config, prepared, latents)
+        yield from _unet_cases(config, prepared, latents, fixed_axes)
         return
-    input_ids = prompt_ids(folder, component)
-    yield from component_cases(component, config, input_ids=input_ids)
+    input_ids = prompt_ids(bundle.folder, component)
+    yield from component_cases(component, config, input_ids=input_ids, fixed_axes=fixed_axes)
     if component == "vae_decoder":
         unscaled = latents[-1] / np.float32(config.scaling_factor)
         yield Case(name="the run's latents", feed={"latents": unscaled})
 
 
 def _unet_cases(
-    config: SdxlConfig, prepared: Prepared, latents: Sequence[Latents]
+    config: SdxlConfig,
+    prepared: Prepared,
+    latents: Sequence[Latents],
+    fixed_axes: Mapping[str, int],
 ) -> Iterator[Case]:
     """The reference's own path at the first, middle and last timestep, and another shape."""
     schedule = prepared.schedule
     last = schedule.num_inference_steps - 1
+    rows = fixed_axes.get("batch", 1)
     for index in sorted({0, last // 2, last}):
         sample = scale_model_input(latents[index], schedule, index)
         timestep = float(schedule.timesteps[index])
@@ -157,12 +184,14 @@ def _unet_cases(
             name=f"t={timestep:g} batch {len(batch)}",
             feed=_unet_feed(batch, timestep, prepared.conditioning),
         )
-        if index == 0 and guided:
+        if index == 0 and guided and len(sample) % rows == 0:
             conditional = split_halves(prepared.conditioning)[1]
             yield Case(
                 name=f"t={timestep:g} batch {len(sample)}",
                 feed=_unet_feed(sample, timestep, conditional),
             )
+    if "height" in fixed_axes:
+        return
     # Odd and non-square: another path through the upsamplers, and swapped axes show.
     height, width = config.sample_size // 2 + 1, config.sample_size
     random = np.random.default_rng(0)

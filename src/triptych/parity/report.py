@@ -9,10 +9,13 @@ from triptych.parity.compare import Comparison, comparison_record
 from triptych.runtimes.base import Execution
 from triptych.types import ComponentName, Precision, Verdict
 
-Stage: TypeAlias = Literal["precision", "component", "teacher_forced", "free_running", "image"]
-"""precision: what a network declares to compute in, against what it was seen to run in.
-component: one network on one feed. teacher_forced: the U-Net on the reference's own latents.
-free_running: the candidate's own run. image: its picture, as floats."""
+Stage: TypeAlias = Literal[
+    "contract", "precision", "component", "teacher_forced", "free_running", "image"
+]
+"""contract: what the format's own clients insist on, read from the files. precision: what a network
+declares to compute in, against what it was seen to run in. component: one network on one feed.
+teacher_forced: the U-Net on the reference's own latents. free_running: the candidate's own run.
+image: its picture, as floats."""
 
 
 @final
@@ -49,16 +52,18 @@ class ParityReport:
     """A whole check.
 
     Attributes:
-        reference: what the reference ran on.
+        reference: what the reference ran on; None where it was not run.
         candidates: what each component of the candidate ran on.
         settings: of the run, for people.
         rows: the evidence.
+        unavailable: why the candidate's engine could not run here at all; empty where it did.
     """
 
-    reference: Execution
+    reference: Execution | None
     candidates: Mapping[ComponentName, Execution]
     settings: Mapping[str, object]
     rows: tuple[Row, ...]
+    unavailable: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -72,11 +77,12 @@ class ParityReport:
         """The report as plain values for one JSON document; NaN and infinity are strings."""
         return {
             "verdict": self.verdict,
-            "reference": _execution_record(self.reference),
+            "reference": None if self.reference is None else _execution_record(self.reference),
             "candidates": {
                 name: _execution_record(execution) for name, execution in self.candidates.items()
             },
             "settings": dict(self.settings),
+            "unavailable": self.unavailable,
             "rows": [_row_record(row) for row in self.rows],
         }
 

@@ -1,7 +1,7 @@
 """Engines that run a component. The folder is the registry: one public module, one engine.
 
-A new engine is one file with a `make_runtime(settings)` function; its existence registers it and
-puts it under the contract tests.
+A new engine is one file with a `make_runtime(settings)` function; its existence registers it, under
+its name with dashes, and puts it under the contract tests.
 """
 
 import importlib
@@ -18,7 +18,11 @@ def runtime_names() -> tuple[str, ...]:
     """The engines triptych knows, installed or not."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(
-        sorted(name for name in modules if name not in _NOT_ENGINES and not name.startswith("_"))
+        sorted(
+            name.replace("_", "-")
+            for name in modules
+            if name not in _NOT_ENGINES and not name.startswith("_")
+        )
     )
 
 
@@ -30,7 +34,7 @@ def make_runtime(name: str, settings: RuntimeSettings | None = None) -> Runtime:
     """
     if name not in runtime_names():
         raise UsageError(f"runtime: got {name!r}, want one of {', '.join(runtime_names())}.")
-    module = importlib.import_module(f"triptych.runtimes.{name}")
+    module = importlib.import_module(f"triptych.runtimes.{name.replace('-', '_')}")
     runtime: Runtime = module.make_runtime(settings or RuntimeSettings())
     return runtime
 

@@ -17,7 +17,8 @@ class RuntimeSettings:
 
     Attributes:
         device: the engine's own word: cpu, cuda or mps for pytorch; an execution provider's name
-            for onnxruntime; CPU, GPU, NPU and the like for openvino.
+            for onnxruntime; CPU, GPU, NPU and the like for openvino; all, cpu_and_gpu, cpu_only or
+            cpu_and_ne for coreml.
         precision: the arithmetic to compute in, where the engine can choose.
         num_threads: CPU threads inside one operator.
         cache_dir: where compiled networks are kept for the next start, where the engine can.
@@ -108,7 +109,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """The engine's name: its module's."""
+        """The engine's name: its module's, with dashes."""
 
     @property
     def formats(self) -> tuple[FormatName, ...]:

@@ -51,7 +51,8 @@ class Settings:
         num_inference_steps: steps of the run.
         guidance_scale: w; up to 1 means no guidance.
         guidance_mode: one U-Net call a step, or two.
-        height_px: of the pictures, divisible by 8; None takes the size the model was trained at.
+        height_px: of the pictures, divisible by 8; None takes the only size that a
+            bundle of fixed shapes makes, or the one the model was trained at.
         width_px: as `height_px`.
         num_images_per_prompt: pictures for each prompt.
         seeds: one for the whole batch, or one a picture, as diffusers' generator argument.
@@ -173,11 +174,19 @@ def decode(
 def _picture_size(bundle: Bundle, settings: Settings) -> tuple[int, int]:
     scale = bundle.config.vae_scale_factor
     trained = bundle.config.sample_size * scale
-    height_px = trained if settings.height_px is None else settings.height_px
-    width_px = trained if settings.width_px is None else settings.width_px
+    built = bundle.built_size_px
+    usual = built or (trained, trained)
+    height_px = usual[0] if settings.height_px is None else settings.height_px
+    width_px = usual[1] if settings.width_px is None else settings.width_px
     for name, length in (("height_px", height_px), ("width_px", width_px)):
         if length <= 0 or length % scale:
             raise UsageError(f"{name}: got {length}, want a positive multiple of {scale}.")
+    if built not in (None, (height_px, width_px)):
+        raise UsageError(
+            f"{bundle.folder}: got a picture of {height_px} x {width_px} px, want "
+            f"{usual[0]} x {usual[1]} (height x width), the only size it was built for. "
+            "Export it with --height-px and --width-px for another."
+        )
     return height_px, width_px
 
 

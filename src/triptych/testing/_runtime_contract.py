@@ -38,7 +38,10 @@ def check_runtime(runtime: Runtime, bundle: Bundle) -> None:
     _check_absent_device(runtime, bundle)
     for component in bundle.artifacts:
         input_ids = prompt_ids(bundle.folder, component)
-        cases = list(component_cases(component, bundle.config, input_ids=input_ids))
+        axes = bundle.artifact(component).fixed_axes
+        cases = list(
+            component_cases(component, bundle.config, input_ids=input_ids, fixed_axes=axes)
+        )
         with open_session(runtime, bundle, component) as session:
             for case in cases:
                 _check_run(session, case, where=f"{where} {component} on {case.name}")

@@ -9,13 +9,14 @@ from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.errors import BrokenInputError
 from triptych.exporters import make_exporter
 from triptych.models.configs import read_json
-from triptych.parity.check import Candidate, check
+from triptych.parity.check import Candidate, check, unavailable_report
 from triptych.parity.limits import coarsest
 from triptych.parity.recording import StageReporter, default_settings, record
 from triptych.parity.report import ParityReport
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
-from triptych.types import ComponentName, Precision
+from triptych.types import PRECISIONS, ComponentName, Precision
+from triptych.workflows.contract import contract_problems
 from triptych.workflows.sample import choose_runtime
 
 _DTYPE_PRECISIONS: Mapping[str, Precision] = {
@@ -24,6 +25,7 @@ _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": "bf16",
     "int8": "int8",
     "uint8": "int8",
+    **{name: name for name in PRECISIONS if name.startswith("palette")},
 }
 
 
@@ -56,10 +58,13 @@ class CheckRequest:
 def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityReport:
     """Record the reference with PyTorch in float32, then check the candidate against it.
 
+    Where the candidate's engine is not installed or cannot run here, nothing has passed: the report
+    says so, row by row.
+
     Raises:
         BundleError: the bundle is incomplete or corrupt.
         BrokenInputError: the two are not of the same model, and cannot be compared.
-        BackendError: an engine or device is missing.
+        BackendError: PyTorch, or a device, is missing.
         NonFiniteError: the reference itself gives NaN or infinity.
     """
     report("opening")
@@ -72,10 +77,24 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityRepor
         runtime=choose_runtime(candidate_bundle, request.runtime, request.runtime_settings),
         precisions=declared_precisions(candidate_bundle, request.runtime_settings),
     )
-    settings = default_settings(num_inference_steps=request.num_inference_steps, seed=request.seed)
+    problems = contract_problems(candidate_bundle)
+    probe = candidate.runtime.probe()
+    if not probe.installed:
+        return unavailable_report(candidate, reason=probe.remedy, problems=problems)
+    settings = default_settings(
+        num_inference_steps=request.num_inference_steps,
+        seed=request.seed,
+        size_px=candidate_bundle.built_size_px,
+    )
     reference_runtime = make_runtime("pytorch", RuntimeSettings(device=request.reference_device))
-    recording = record(reference, reference_runtime, settings, report=report)
-    return check(recording, candidate, report=report)
+    recording = record(
+        reference,
+        reference_runtime,
+        settings,
+        built_for={name: part.fixed_axes for name, part in candidate_bundle.artifacts.items()},
+        report=report,
+    )
+    return check(recording, candidate, problems=problems, report=report)
 
 
 def declared_precisions(
@@ -99,7 +118,7 @@ def _stored_precision(artifact: Artifact) -> Precision:
         return artifact.record.precision
     if artifact.format == "diffusers":
         return "fp32"  # as the pytorch runtime loads them unless another is asked for
-    dtypes = make_exporter(artifact.format).describe(artifact.path).weight_dtypes
+    dtypes = make_exporter(artifact.format).describe(*artifact.paths).weight_dtypes
     known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
     if not known:
         raise BrokenInputError(

@@ -25,7 +25,15 @@ _CONTACT_SHEET = "contact_sheet.png"
 _PROMPT = "a photograph of an astronaut riding a horse"
 _STEPS = 8
 _SAVE_STEPS = (1, 2, 4, 8)
-_MARGIN_PX, _LABEL_PX, _GAP_PX = 150, 28, 6
+_MARGIN_PX, _LABEL_PX, _GAP_PX = 170, 28, 6
+
+_BACKENDS: Mapping[FormatName, tuple[str, str]] = {
+    "diffusers": ("PyTorch", "pytorch"),
+    "onnx": ("ONNX Runtime", "onnxruntime"),
+    "openvino": ("OpenVINO", "openvino"),
+    "coreml": ("Core ML, interpreted", "coreml-reference"),
+}
+"""For each format a row of the contact sheet: its label, and the engine that runs it."""
 
 
 @final
@@ -55,15 +63,15 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
         report("making a checkpoint", 0.02)
         checkpoint = tiny_checkpoint(folder / "checkpoint")
         bundles = _export(checkpoint, folder, report)
+        sources = {"diffusers": checkpoint, **bundles}
         rows = {
-            "PyTorch": _sample(checkpoint, folder, "pytorch", report, 0.6),
-            "ONNX Runtime": _sample(bundles["onnx"], folder, "onnxruntime", report, 0.65),
-            "OpenVINO": _sample(bundles["openvino"], folder, "openvino", report, 0.7),
+            label: _sample(sources[name], folder, engine, report, 0.6 + 0.05 * number)
+            for number, (name, (label, engine)) in enumerate(_BACKENDS.items())
         }
         sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
         _save_png(sheet, folder / _CONTACT_SHEET)
         reports = {
-            name: _check(bundle, checkpoint, report, 0.8 + 0.1 * number)
+            name: _check(name, bundle, checkpoint, report, 0.8 + 0.06 * number)
             for number, (name, bundle) in enumerate(bundles.items())
         }
         report("done", 1.0)
@@ -105,9 +113,11 @@ def _export(checkpoint: Path, folder: Path, report: DemoReporter) -> dict[Format
 
     def progress(*, to: FormatName, component: ComponentName, stage: str, fraction: float) -> None:
         done[to, component] = fraction
-        report(f"exporting to {to}: {component} {stage}", 0.1 + 0.05 * sum(done.values()))
+        report(f"exporting to {to}: {component} {stage}", 0.1 + 0.5 / 15 * sum(done.values()))
 
-    request = ExportRequest(checkpoint=checkpoint, output=folder, formats=["onnx", "openvino"])
+    request = ExportRequest(
+        checkpoint=checkpoint, output=folder, formats=["onnx", "openvino", "coreml"]
+    )
     return export_bundles(request, progress=progress)
 
 
@@ -126,16 +136,17 @@ def _sample(
     return sample(request).pixels
 
 
-def _check(bundle: Path, checkpoint: Path, report: DemoReporter, fraction: float) -> ParityReport:
+def _check(
+    to: FormatName, bundle: Path, checkpoint: Path, report: DemoReporter, fraction: float
+) -> ParityReport:
     request = CheckRequest(
         bundle=bundle,
         reference=checkpoint,
+        runtime=_BACKENDS[to][1],
         runtime_settings=RuntimeSettings(),
         num_inference_steps=_STEPS,
     )
-    return check_bundle(
-        request, report=lambda stage: report(f"checking {bundle.name}, {stage}", fraction)
-    )
+    return check_bundle(request, report=lambda stage: report(f"checking {to}, {stage}", fraction))
 
 
 def _save_png(pixels: Array, path: Path) -> None:

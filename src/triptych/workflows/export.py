@@ -5,7 +5,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
@@ -17,13 +17,13 @@ from triptych.exporters import exporter_names, make_exporter
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.sdxl import COMPONENTS
-from triptych.types import ComponentName, FormatName, Precision
+from triptych.types import ComponentName, FormatName
 from triptych.workflows.export_process import ExportJob, run_export_job
 
 _ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
 _TOOLCHAIN = (
     "triptych", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino",
-    "openvino-tokenizers", "nncf", "numpy"
+    "openvino-tokenizers", "nncf", "coremltools", "numpy"
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class ExportRequest:
         output: gets one folder for each format, named after it.
         formats: which formats.
         components: which components; empty means all the model has.
-        precision: of weights and arithmetic, where the component allows it.
+        settings: precision, and what single formats have besides.
         variant: the checkpoint's weight variant, such as "fp16".
         overwrite: replace bundles that exist, each as a whole.
         num_jobs: components exported at once. Each is a process of its own.
@@ -57,7 +57,7 @@ class ExportRequest:
     output: Path
     formats: Sequence[FormatName]
     components: Sequence[ComponentName] = ()
-    precision: Precision = "fp32"
+    settings: ExportSettings = field(default_factory=ExportSettings)
     variant: str | None = None
     overwrite: bool = False
     num_jobs: int = 2
@@ -85,11 +85,23 @@ def export_bundles(
     if not request.formats:
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
     for name in request.formats:
-        make_exporter(name, ExportSettings(precision=request.precision))
+        make_exporter(name, request.settings)
+    _check_used(request)
     return {
         name: _export_bundle(checkpoint, request, to=name, components=components, progress=progress)
         for name in dict.fromkeys(request.formats)
     }
+
+
+def _check_used(request: ExportRequest) -> None:
+    """Refuse settings that none of the formats has, rather than leave them unused."""
+    plain = ExportSettings(precision=request.settings.precision)
+    if "coreml" not in request.formats and request.settings != plain:
+        raise UsageError(
+            f"formats: got {', '.join(request.formats)} with settings that only coreml has "
+            "(a size, or a --coreml option), want --to coreml, or neither. "
+            "ONNX and OpenVINO graphs make pictures of every size."
+        )
 
 
 def _choose_components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ComponentName, ...]:
@@ -115,7 +127,7 @@ def _export_bundle(
     target = request.output / to
     with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
         _copy_assets(checkpoint, folder)
-        make_exporter(to, ExportSettings(precision=request.precision)).export_assets(folder)
+        make_exporter(to, request.settings).export_assets(folder)
         records = _export_components(
             checkpoint, request, to=to, components=components, folder=folder, progress=progress
         )
@@ -123,11 +135,12 @@ def _export_bundle(
             schema_version=SCHEMA_VERSION,
             format=to,
             kind=checkpoint.config.kind,
-            precision=request.precision,
+            precision=request.settings.precision,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             toolchain=_toolchain(),
             components=tuple(records),
             files=record_files(folder),
+            settings=_format_settings(request.settings, to),
         )
         write_manifest(manifest, folder)
     return target
@@ -148,7 +161,7 @@ def _export_components(
             variant=checkpoint.variant,
             component=component,
             format=to,
-            precision=request.precision,
+            settings=request.settings,
             bundle=str(folder),
         )
 
@@ -188,6 +201,12 @@ def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
         source = checkpoint.folder / name
         if source.is_dir():
             shutil.copytree(source, folder / name)
+
+
+def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int | str]:
+    """The settings that only this format has, for the manifest."""
+    given = asdict(settings.coreml) if to == "coreml" else {}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _toolchain() -> dict[str, str]:

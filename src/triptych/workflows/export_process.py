@@ -17,8 +17,8 @@ from typing import TextIO, final
 
 import msgspec
 
-from triptych.bundle.bundle import Artifact
-from triptych.bundle.layouts import ARTIFACT_FILES, component_bindings
+from triptych.bundle.bundle import make_artifact
+from triptych.bundle.layouts import artifact_paths
 from triptych.bundle.manifest import ComponentRecord, TensorRecord
 from triptych.bundle.store import file_sha256
 from triptych.errors import (
@@ -31,9 +31,8 @@ from triptych.errors import (
 from triptych.exporters import make_exporter
 from triptych.exporters.base import ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
-from triptych.models.sdxl import component_precision, component_spec
 from triptych.tensors import TensorSpec
-from triptych.types import ComponentName, FormatName, Precision
+from triptych.types import ComponentName, FormatName
 from triptych.workflows.verify import verify_artifact
 
 _ERRORS: dict[int, type[TriptychError]] = {
@@ -54,15 +53,15 @@ class ExportJob:
         variant: its weight variant.
         component: which component.
         format: to which format.
-        precision: as asked for; the VAE may keep a higher one.
-        bundle: the unfinished bundle's folder, with the component's empty folder in it.
+        settings: as asked for; the VAE may keep a higher precision.
+        bundle: the unfinished bundle's folder.
     """
 
     checkpoint: str
     variant: str | None
     component: ComponentName
     format: FormatName
-    precision: Precision
+    settings: ExportSettings
     bundle: str
 
 
@@ -140,27 +139,31 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
         VerificationError: the artifact disagrees with PyTorch.
     """
     checkpoint = open_checkpoint(Path(job.checkpoint), variant=job.variant)
-    exporter = make_exporter(job.format, ExportSettings(precision=job.precision))
-    folder = Path(job.bundle) / job.component
-    exporter.export(checkpoint, job.component, folder, report=report)
-    path = folder / ARTIFACT_FILES[job.format]
-    artifact = Artifact(
-        spec=component_spec(job.component, checkpoint.config),
-        format=job.format,
-        path=path,
-        bindings=component_bindings(job.component, checkpoint.config, artifact_format=job.format),
+    exporter = make_exporter(job.format, job.settings)
+    bundle = Path(job.bundle)
+    exporter.export(checkpoint, job.component, bundle, report=report)
+    paths = artifact_paths(bundle, job.component, checkpoint.config, artifact_format=job.format)
+    artifact = make_artifact(
+        job.component, checkpoint.config, paths=paths, artifact_format=job.format
     )
-    precision = component_precision(job.component, checkpoint.config, job.precision)
+    precision = exporter.precision_of(job.component, checkpoint.config)
+    facts = exporter.describe(*paths)
     report("verifying", 0.75)
-    verification = verify_artifact(artifact, checkpoint, precision=precision)
-    facts = exporter.describe(path)
+    verification = verify_artifact(
+        artifact,
+        checkpoint,
+        facts=facts,
+        precision=precision,
+        engine_name=exporter.verified_on,
+    )
     names = {
         binding.artifact_name: binding.name
         for binding in (*artifact.bindings.inputs, *artifact.bindings.outputs)
     }
+    files = tuple(path.relative_to(bundle).as_posix() for path in paths)
     return ComponentRecord(
         name=job.component,
-        file=path.relative_to(job.bundle).as_posix(),
+        file=files[0],
         precision=precision,
         inputs=tuple(_tensor_record(port, names) for port in facts.inputs),
         outputs=tuple(_tensor_record(port, names) for port in facts.outputs),
@@ -169,6 +172,7 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
         opset=facts.opset,
         source_sha256=_source_hashes(checkpoint, job.component),
         verification=verification,
+        chunks=files if len(files) > 1 else (),
     )
 
 

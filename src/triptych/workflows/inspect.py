@@ -18,6 +18,7 @@ from triptych.sampling.schedule import read_scheduler_config
 from triptych.sampling.text_to_image import TOKENIZER_FOLDERS
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName
+from triptych.workflows.contract import contract_problems
 
 _STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -117,6 +118,12 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         if name not in bundle.artifacts
     ]
     unreadable = [f"{part.name}: {part.problem}" for part in components if part.problem]
+    breaches = [
+        f"{name}: {problem}"
+        for name, problems in contract_problems(bundle).items()
+        for problem in problems
+        if problem not in {part.problem for part in components}
+    ]
     scheduler, scheduler_problem = _scheduler(path)
     manifest = bundle.manifest
     return Summary(
@@ -132,6 +139,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
             *damage,
             *missing,
             *unreadable,
+            *breaches,
             *scheduler_problem,
             *_tokenizer_problems(bundle),
         ),
@@ -149,7 +157,7 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
         return _summarise_weights(artifact, artifact.checkpoint)
     record = artifact.record
     try:
-        facts = make_exporter(bundle.format).describe(artifact.path)
+        facts = make_exporter(bundle.format).describe(*artifact.paths)
     except (BrokenInputError, MissingDependencyError) as error:
         return ComponentSummary(
             name=artifact.spec.name,
@@ -157,7 +165,7 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
             weight_dtypes={},
             inputs=(),
             outputs=(),
-            size_bytes=_folder_bytes(artifact.path.parent),
+            size_bytes=_artifact_bytes(artifact),
             opset=None,
             verified=None,
             problem=str(error),
@@ -169,7 +177,7 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
         weight_dtypes=dict(facts.weight_dtypes),
         inputs=facts.inputs,
         outputs=facts.outputs,
-        size_bytes=_folder_bytes(artifact.path.parent),
+        size_bytes=_artifact_bytes(artifact),
         opset=facts.opset,
         verified=max(verified, default=None),
     )
@@ -195,8 +203,11 @@ def _summarise_weights(artifact: Artifact, checkpoint: Checkpoint) -> ComponentS
     )
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _artifact_bytes(artifact: Artifact) -> int:
+    """Of packages themselves; of single files, with all that lies beside them."""
+    folders = [path if path.is_dir() else path.parent for path in artifact.paths]
+    files = (file for folder in folders for file in folder.rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _scheduler(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:

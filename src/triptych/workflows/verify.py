@@ -1,23 +1,36 @@
 """Run an exported component against the PyTorch component it was made from."""
 
-from triptych.bundle.bundle import Artifact
-from triptych.bundle.layouts import component_bindings
+from triptych.bundle.bundle import Artifact, open_bundle
 from triptych.bundle.manifest import VerificationRecord
 from triptych.errors import VerificationError
+from triptych.exporters.base import ArtifactFacts
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.feeds import component_cases
 from triptych.models.prompts import prompt_ids
 from triptych.parity.compare import compare, passes
 from triptych.parity.limits import COMPONENT_REL_L2
-from triptych.runtimes import make_runtime, runtimes_for
+from triptych.runtimes import make_runtime
 from triptych.runtimes.checked import CheckedSession
+from triptych.tensors import fixed_axes
 from triptych.types import Precision
 
 
 def verify_artifact(
-    artifact: Artifact, checkpoint: Checkpoint, *, precision: Precision
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    *,
+    facts: ArtifactFacts,
+    precision: Precision,
+    engine_name: str,
 ) -> tuple[VerificationRecord, ...]:
     """Compare every output on realistic feeds with float32 PyTorch.
+
+    Args:
+        artifact: what was exported.
+        checkpoint: what it was exported from.
+        facts: what the artifact says about itself.
+        precision: the class it is judged in.
+        engine_name: the engine it is run on.
 
     Raises:
         VerificationError: an output is further from PyTorch than its precision explains.
@@ -25,14 +38,8 @@ def verify_artifact(
         MissingDependencyError: no engine for the format is installed.
     """
     component = artifact.spec.name
-    reference = Artifact(
-        spec=artifact.spec,
-        format="diffusers",
-        path=checkpoint.component_folder(component),
-        bindings=component_bindings(component, checkpoint.config, artifact_format="diffusers"),
-        checkpoint=checkpoint,
-    )
-    engine = make_runtime(runtimes_for(artifact.format)[0])
+    reference = open_bundle(checkpoint.folder, variant=checkpoint.variant).artifact(component)
+    engine = make_runtime(engine_name)
     limit = COMPONENT_REL_L2[precision]
     records = []
     with (
@@ -40,7 +47,10 @@ def verify_artifact(
         CheckedSession(engine.open(artifact), artifact) as actual_session,
     ):
         input_ids = prompt_ids(checkpoint.folder, component)
-        for case in component_cases(component, checkpoint.config, input_ids=input_ids):
+        axes = fixed_axes(artifact.ports.inputs, {port.name: port.shape for port in facts.inputs})
+        for case in component_cases(
+            component, checkpoint.config, input_ids=input_ids, fixed_axes=axes
+        ):
             expected = expected_session.run(case.feed)
             actual = actual_session.run(case.feed)
             for tensor, value in expected.items():

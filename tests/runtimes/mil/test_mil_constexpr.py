@@ -15,10 +15,10 @@ from coremltools.optimize._utils import pack_elements_into_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.runtimes._mil.dtypes import PROGRAM_TYPES
+from triptych.mil.dtypes import PROGRAM_TYPES
+from triptych.mil.program import Program
 from triptych.runtimes._mil.interpreter import open_program, run
 from triptych.runtimes._mil.operators.constexpr import DECOMPRESSORS
-from triptych.runtimes._mil.program import Program
 from triptych.runtimes._mil.values import Values
 
 SaveProgram = Callable[..., Path]

@@ -11,8 +11,8 @@ import torch
 from coremltools.converters.mil import Builder
 
 from triptych.errors import BackendError, NonFiniteError, TensorMismatchError
+from triptych.mil.program import Operation, Program
 from triptych.runtimes._mil.interpreter import open_program, run
-from triptych.runtimes._mil.program import Operation, Program
 from triptych.runtimes._mil.values import Mode, Values
 from triptych.tensors import TensorSpec
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from triptych.errors import NonFiniteError
+from triptych.mil.program import Operation
+from triptych.mil.weights import Weight
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.modules import load_module
 from triptych.runtimes._mil.interpreter import open_program, run
-from triptych.runtimes._mil.program import Operation
 from triptych.runtimes._mil.values import Mode
-from triptych.runtimes._mil.weights import Weight
 from triptych.types import ComponentName
 
 pytestmark = [

@@ -11,8 +11,8 @@ from coremltools.converters.mil import Builder
 from coremltools.proto import MIL_pb2, Model_pb2
 
 from triptych.errors import BackendError, BundleError
+from triptych.mil.weights import Weight
 from triptych.runtimes._mil.interpreter import open_program, run
-from triptych.runtimes._mil.weights import Weight
 
 SaveProgram = Callable[..., Path]
 

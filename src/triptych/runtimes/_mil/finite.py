@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from triptych.errors import NonFiniteError
-from triptych.runtimes._mil.program import Operation, Program
+from triptych.mil.program import Operation, Program
 from triptych.runtimes._mil.values import Values
 from triptych.tensors import TensorSpec
 from triptych.types import Array

@@ -9,12 +9,12 @@ import numpy as np
 
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError
+from triptych.mil.program import Operation, Program
+from triptych.mil.reading import read_program
 from triptych.runtimes._mil.finite import check_fed, check_result
 from triptych.runtimes._mil.operators.arguments import Arguments
 from triptych.runtimes._mil.operators.constexpr import DECOMPRESSORS
 from triptych.runtimes._mil.operators.table import OPERATORS
-from triptych.runtimes._mil.program import Operation, Program
-from triptych.runtimes._mil.reading import read_program
 from triptych.runtimes._mil.values import Mode, Values
 from triptych.runtimes.pytorch import exact_arithmetic
 from triptych.tensors import TensorSpec, check_tensors

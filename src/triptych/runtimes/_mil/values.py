@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 import numpy as np
 
 from triptych.errors import BackendError, BundleError
+from triptych.mil.program import Operation, Program
+from triptych.mil.weights import Weight
 from triptych.runtimes._mil.operators.constexpr import DECOMPRESSORS
-from triptych.runtimes._mil.program import Operation, Program
-from triptych.runtimes._mil.weights import Weight
 from triptych.tensors import TensorSpec, describe
 from triptych.types import Array
 

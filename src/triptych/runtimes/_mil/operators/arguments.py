@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 from triptych.errors import BackendError
-from triptych.runtimes._mil.program import Operation
+from triptych.mil.program import Operation
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from triptych.runtimes._mil.dtypes import ElementType
+from triptych.mil.dtypes import ElementType
 from triptych.types import Array
 
 Decompressor = Callable[[Mapping[str, Array]], Array]

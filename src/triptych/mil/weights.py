@@ -15,7 +15,7 @@ from typing import final
 import numpy as np
 
 from triptych.errors import BundleError
-from triptych.runtimes._mil.dtypes import ElementType
+from triptych.mil.dtypes import ElementType
 from triptych.types import Array
 
 _RECORD = np.dtype(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from triptych.runtimes._mil.weights import Weight
+from triptych.mil.weights import Weight
 from triptych.tensors import TensorSpec
 from triptych.types import Array
 

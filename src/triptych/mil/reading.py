@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from triptych.dependencies import import_optional
+from triptych.dependencies import import_coremltools
 from triptych.errors import BundleError
-from triptych.runtimes._mil.dtypes import PROGRAM_TYPES, STRING_CODE, ElementType
-from triptych.runtimes._mil.program import Constant, Operation, Program
-from triptych.runtimes._mil.weights import WeightFiles
+from triptych.mil.dtypes import PROGRAM_TYPES, STRING_CODE, ElementType
+from triptych.mil.program import Constant, Operation, Program
+from triptych.mil.weights import WeightFiles
 from triptych.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _OPSET = re.compile(r"^CoreML(\d+)$")
 
 
-def read_program(package: Path, *, operators: Collection[str]) -> Program:
+def read_program(package: Path, *, operators: Collection[str] | None = None) -> Program:
     """Read a package's program; weights stay in their file.
 
     Args:
         package: the .mlpackage folder.
-        operators: the types of operation that the caller can run.
+        operators: the types of operation that the caller can run; None where it runs none.
 
     Raises:
         BundleError: the package is incomplete or damaged, holds another kind of model, or a
@@ -79,7 +79,7 @@ def _model_file(package: Path) -> Path:
 
 
 def _parse(model_file: Path) -> "coremltools.proto.Model_pb2.Model":
-    import_optional("coremltools", extra="coreml")
+    import_coremltools()
     from coremltools.proto import Model_pb2
     from google.protobuf.message import (  # type: ignore[import-untyped]  # none published
         DecodeError,
@@ -109,7 +109,7 @@ class _Reader:
         function: "coremltools.proto.MIL_pb2.Function",
         *,
         name: str,
-        operators: Collection[str],
+        operators: Collection[str] | None,
     ) -> Program:
         opset = _OPSET.match(function.opset)
         if opset is None or function.opset not in function.block_specializations:
@@ -119,7 +119,7 @@ class _Reader:
             )
         block = function.block_specializations[function.opset]
         types = Counter(step.type for step in block.operations if step.type != "const")
-        if unknown := sorted(types.keys() - set(operators)):
+        if operators is not None and (unknown := sorted(types.keys() - set(operators))):
             counted = ", ".join(f"{name} (used {types[name]} times)" for name in unknown)
             raise BundleError(
                 f"{self._file}: got operators that are not known here: {counted}. "

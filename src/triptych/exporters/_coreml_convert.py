@@ -1,0 +1,63 @@
+"""From a torch module to a Core ML model in memory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from triptych.dependencies import quiet_coremltools
+from triptych.exporters._coreml_passes import make_pipeline, may_be_half
+from triptych.tensors import TensorSpec
+from triptych.types import DeploymentTarget
+
+if TYPE_CHECKING:
+    import coremltools
+    import torch
+
+
+def convert_module(
+    module: "torch.nn.Module",
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    half: bool,
+    deployment_target: DeploymentTarget,
+) -> "coremltools.models.MLModel":
+    """Trace a module at fixed shapes and convert it to an ML program.
+
+    Args:
+        module: float32, on the CPU; forward takes the inputs in this order.
+        inputs: names, lengths and dtypes at the program's border.
+        outputs: names of the results, in order; they are float32.
+        half: compute in float16, but for what leads to sinusoids.
+        deployment_target: the oldest system that runs it.
+    """
+    import coremltools
+    import torch
+
+    # Zeros serve: the trace depends on shapes alone.
+    examples = tuple(torch.from_numpy(np.zeros(port.shape, np.float32)) for port in inputs)
+    # The tracer warns of branches on shapes, which are fixed here.
+    with torch.no_grad(), quiet_coremltools():
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch declares no types here
+            module, examples, check_trace=False
+        )
+        return coremltools.convert(
+            traced,
+            convert_to="mlprogram",
+            inputs=[
+                coremltools.TensorType(
+                    name=port.name, shape=port.shape, dtype=np.dtype(port.dtype).type
+                )
+                for port in inputs
+            ],
+            outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in outputs],
+            compute_precision=(
+                coremltools.transform.FP16ComputePrecision(op_selector=may_be_half)
+                if half
+                else coremltools.precision.FLOAT32
+            ),
+            minimum_deployment_target=getattr(coremltools.target, deployment_target),
+            pass_pipeline=make_pipeline(),
+            skip_model_load=True,
+        )
