@@ -191,8 +191,8 @@ def test_static_axes_compile_for_one_size(openvino_bundle: Bundle) -> None:
 
 
 def test_static_axes_that_sdxl_has_not_are_refused(openvino_bundle: Bundle) -> None:
-    static = OpenVino(settings=RuntimeSettings(), static_axes={"heigth": 8})
-    with pytest.raises(UsageError, match="got static axes heigth, want batch, height, width"):
+    static = OpenVino(settings=RuntimeSettings(), static_axes={"depth": 8})
+    with pytest.raises(UsageError, match="got static axes depth, want batch, height, width"):
         static.open(openvino_bundle.artifact("unet"))
 
 
