@@ -267,9 +267,11 @@ def test_guidance_can_be_turned_off_on_the_way() -> None:
     assert len(events) == STEPS
 
 
-def test_guidance_turned_off_without_halving_is_refused() -> None:
-    with pytest.raises(UsageError, match="must keep the conditional half of all three"):
-        run_with(Scripted(at=1, _guidance_scale=0.0))
+def test_guidance_turned_off_without_halving_takes_the_conditional_half() -> None:
+    unet, _ = run_with(Scripted(at=1, _guidance_scale=0.0))
+    rows = [len(feed["sample"]) for feed in unet.feeds]
+    assert rows[:2] == [2 * PICTURES] * 2
+    assert set(rows[2:]) == {PICTURES}
 
 
 @pytest.mark.parametrize("attribute", ["_interrupt", "interrupt"])

@@ -20,6 +20,7 @@ from triptych.cli.options import (
 from triptych.sampling.guidance import GuidanceMode
 
 if TYPE_CHECKING:
+    from triptych.sampling.callbacks import StepCallback
     from triptych.sampling.loop import StepEvent
 
 _Pair = tuple[int, int]
@@ -86,6 +87,26 @@ def sample(
     previews: Annotated[
         bool, typer.Option("--previews", help="Write a quick preview of every step.")
     ] = False,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--callback",
+            metavar="MODULE:FUNCTION",
+            help="Called after every step, as diffusers' callback_on_step_end. May be repeated.",
+        ),
+    ] = None,
+    callback_tensors: Annotated[
+        str,
+        typer.Option(
+            "--callback-tensors",
+            metavar="latents,...",
+            help="What callbacks are given that do not say so themselves.",
+        ),
+    ] = "latents",
+    guidance_cutoff: Annotated[
+        float | None,
+        typer.Option("--guidance-cutoff", help="Turn guidance off after this part of the run."),
+    ] = None,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     compute_units: ComputeUnitsOption = None,
@@ -161,7 +182,11 @@ def sample(
             stage = "decoding" if last else f"sigma {event.sigma_next:.2f}"
             bars.update(task, completed=event.index + 1, stage=stage)
 
-        result = workflow.sample(request, observers=[observe])
+        result = workflow.sample(
+            request,
+            observers=[observe],
+            callback_on_step_end=_callback(callback or [], callback_tensors, guidance_cutoff),
+        )
         bars.update(task, stage="done")
     for warning in result.warnings:
         note(f"note: {warning}")
@@ -169,6 +194,20 @@ def sample(
         print_json(result.run)
         return
     say(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
+
+
+def _callback(
+    names: list[str], tensors: str, guidance_cutoff: float | None
+) -> "StepCallback | None":
+    """All that was asked for as one callback; None where nothing was."""
+    from triptych.sampling.controllers import CallbackChain, GuidanceCutoff
+    from triptych.workflows.callback_import import import_callback
+
+    callbacks: list[StepCallback] = [import_callback(name) for name in names]
+    if guidance_cutoff is not None:
+        callbacks.append(GuidanceCutoff(cutoff_step_ratio=guidance_cutoff))
+    given = [name.strip() for name in tensors.split(",")]
+    return CallbackChain(callbacks, given=given) if callbacks else None
 
 
 def _steps(text: str) -> tuple[int, ...]:

@@ -70,6 +70,28 @@ class StepCallback(Protocol):
         """Change the run or its tensors."""
 
 
+@runtime_checkable
+class AskingCallback(Protocol):
+    """A callback that says itself which tensors it takes, as diffusers' PipelineCallback does."""
+
+    @property
+    def tensor_inputs(self) -> Iterable[str]:
+        """Names of tensors."""
+
+
+def asked_tensors(callback: object, given: Iterable[str]) -> tuple[str, ...]:
+    """The tensors that a callback is given: its own list where it has one, else the caller's.
+
+    Raises:
+        UsageError: a name that is not a callback tensor.
+
+    Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, __call__, at its start.
+    """
+    return check_tensor_names(
+        callback.tensor_inputs if isinstance(callback, AskingCallback) else given
+    )
+
+
 def check_tensor_names(names: Iterable[str]) -> tuple[str, ...]:
     """The names a callback asks for, checked.
 
@@ -134,12 +156,18 @@ def _check_shapes(
             f"want {list(before.shape)}."
         )
     rows = len(before) * (2 if run.do_classifier_free_guidance else 1)
-    for name in ("prompt_embeds", "add_text_embeds", "add_time_ids"):
+    names = ("prompt_embeds", "add_text_embeds", "add_time_ids")
+    if not run.do_classifier_free_guidance and all(
+        len(replaced[name]) == 2 * len(before) for name in names
+    ):
+        return  # both halves are kept for a step that is guided again
+    for name in names:
         if len(replaced[name]) != rows:
             raise UsageError(
                 f"callback_on_step_end at step {index}: got {len(replaced[name])} rows of {name}, "
                 f"want {rows} for {len(before)} pictures at guidance_scale {run.guidance_scale:g}. "
-                "A callback that turns guidance off must keep the conditional half of all three."
+                "A callback that turns guidance off must keep the conditional half of all three, "
+                "or both halves of all."
             )
 
 

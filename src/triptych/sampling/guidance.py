@@ -32,13 +32,15 @@ def predict_noise(
         sample: scaled latents, one row a picture.
         timestep: position on the training schedule.
         conditioning: both halves, unconditional first, where the scale asks for guidance;
-            otherwise the conditional rows alone.
+            otherwise the conditional half counts, with or without the other before it.
         guidance_scale: w; up to 1 means no guidance.
         mode: one call or two. The same numbers but for rounding.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598; Imagen's w, as in diffusers.
     """
     if not is_guided(guidance_scale):
+        if len(conditioning.text_embeds) == 2 * len(sample):
+            conditioning = split_halves(conditioning)[1]
         return _run(unet, sample, timestep=timestep, conditioning=conditioning)
     if mode == "batched":
         both = _run(

@@ -8,7 +8,7 @@ from triptych.sampling.callbacks import (
     SamplingRun,
     StepCallback,
     apply_callback,
-    check_tensor_names,
+    asked_tensors,
 )
 from triptych.sampling.conditioning import Conditioning, Network
 from triptych.sampling.guidance import GuidanceMode, predict_noise
@@ -71,7 +71,8 @@ def iterate(
         guidance_mode: one U-Net call a step, or two.
         callback_on_step_end: diffusers' contract; may replace tensors, change the guidance scale
             or interrupt.
-        callback_on_step_end_tensor_inputs: names of the tensors it is given.
+        callback_on_step_end_tensor_inputs: names of the tensors it is given, where it does not
+            say so itself.
 
     Yields:
         One event a step.
@@ -79,7 +80,7 @@ def iterate(
     Raises:
         UsageError: the callback asks for, or returns, something it may not.
     """
-    names = check_tensor_names(callback_on_step_end_tensor_inputs)
+    names = asked_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
     run = SamplingRun(guidance_scale=guidance_scale, num_timesteps=schedule.num_inference_steps)
     state = solver.init(schedule)
     for index in range(schedule.num_inference_steps):
