@@ -11,8 +11,12 @@ from triptych.errors import UsageError
 from triptych.sampling.callbacks import SamplingRun
 from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.loop import StepEvent, iterate
-from triptych.sampling.schedule import PredictionType, Schedule, SchedulerConfig, make_schedule
+from triptych.sampling.noise import NoiseStream
+from triptych.sampling.samplers import make_sampler, make_schedule
+from triptych.sampling.schedule import Schedule
+from triptych.sampling.scheduler_config import PredictionType, SchedulerConfig
 from triptych.sampling.solvers.euler import EulerSolver
+from triptych.sampling.timestep_spacing import Steps
 from triptych.types import Array, Latents, TensorMap
 
 PICTURES = 2
@@ -149,6 +153,55 @@ def test_events_tell_the_schedule() -> None:
     assert [event.sigma for event in events] == steps.sigmas[:-1].tolist()
     assert [event.sigma_next for event in events] == steps.sigmas[1:].tolist()
     assert [float(feed["timestep"]) for feed in unet.feeds] == steps.timesteps.tolist()
+
+
+def test_every_evaluation_of_a_method_with_two_is_a_step() -> None:
+    config = SchedulerConfig(class_name="HeunDiscreteScheduler")
+    sampler = make_sampler(config, Steps(num_inference_steps=STEPS))
+    unet = ZeroUnet()
+
+    events = list(
+        iterate(
+            unet,
+            schedule=sampler.schedule,
+            solver=sampler.solver,
+            latents=gaussian(0),
+            conditioning=conditioning(PICTURES),
+            guidance_scale=1.0,
+        )
+    )
+
+    assert len(events) == len(unet.feeds) == 2 * STEPS - 1
+    assert {event.num_inference_steps for event in events} == {2 * STEPS - 1}
+    assert [event.sigma for event in events[1::2]] == [event.sigma for event in events[2::2]]
+
+
+def run_with_noise(noise: NoiseStream | None) -> list[StepEvent]:
+    config = SchedulerConfig(class_name="EulerAncestralDiscreteScheduler")
+    sampler = make_sampler(config, Steps(num_inference_steps=STEPS))
+    return list(
+        iterate(
+            ZeroUnet(),
+            schedule=sampler.schedule,
+            solver=sampler.solver,
+            latents=gaussian(0),
+            conditioning=conditioning(PICTURES),
+            noise=noise,
+            guidance_scale=1.0,
+        )
+    )
+
+
+def test_noise_comes_from_the_stream_and_is_the_same_again() -> None:
+    first, again = (run_with_noise(NoiseStream(seeds=(4,))) for _ in range(2))
+    other = run_with_noise(NoiseStream(seeds=(5,)))
+    np.testing.assert_array_equal(first[-1].latents, again[-1].latents)
+    assert not np.allclose(first[-1].latents, other[-1].latents)
+
+
+def test_a_solver_that_adds_noise_needs_a_stream() -> None:
+    with pytest.raises(UsageError, match="got no noise stream, want one"):
+        run_with_noise(None)
 
 
 # --- laziness and immutability -------------------------------------------------------------------

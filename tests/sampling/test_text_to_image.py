@@ -184,8 +184,8 @@ def test_solver_that_is_not_known(onnx_folder: Path, tmp_path: Path, runtime: Ru
     (folder / "triptych.json").unlink()  # a foreign folder: nothing knows its hashes
     path = folder / "scheduler" / "scheduler_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, "_class_name": "HeunDiscreteScheduler"}))
-    with pytest.raises(ScheduleError, match="HeunDiscreteScheduler"):
+    path.write_text(json.dumps({**content, "_class_name": "DEISMultistepScheduler"}))
+    with pytest.raises(ScheduleError, match="DEISMultistepScheduler"):
         prepare(open_bundle(folder), runtime, settings())
 
 

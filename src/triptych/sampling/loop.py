@@ -12,7 +12,8 @@ from triptych.sampling.callbacks import (
 )
 from triptych.sampling.conditioning import Conditioning, Network
 from triptych.sampling.guidance import GuidanceMode, predict_noise
-from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, scale_model_input
+from triptych.sampling.noise import NoiseStream
+from triptych.sampling.schedule import Schedule, scale_model_input
 from triptych.sampling.solvers.base import Solver
 from triptych.types import Array, Latents, NoisePred
 
@@ -54,6 +55,7 @@ def iterate(
     solver: Solver,
     latents: Latents,
     conditioning: Conditioning,
+    noise: NoiseStream | None = None,
     guidance_scale: float = 5.0,
     guidance_mode: GuidanceMode = "batched",
     callback_on_step_end: StepCallback | None = None,
@@ -67,6 +69,7 @@ def iterate(
         solver: moves the latents along.
         latents: the start, already times `schedule.init_noise_sigma`.
         conditioning: both halves where `guidance_scale` is above 1.
+        noise: where the generators of the first latents stand, for solvers that add noise.
         guidance_scale: w; up to 1 means no guidance.
         guidance_mode: one U-Net call a step, or two.
         callback_on_step_end: diffusers' contract; may replace tensors, change the guidance scale
@@ -78,11 +81,12 @@ def iterate(
         One event a step.
 
     Raises:
-        UsageError: the callback asks for, or returns, something it may not.
+        UsageError: the callback asks for, or returns, something it may not; the solver adds
+            noise, and there is no stream to draw it from.
     """
     names = asked_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
     run = SamplingRun(guidance_scale=guidance_scale, num_timesteps=schedule.num_inference_steps)
-    state = solver.init(schedule)
+    state = solver.init(schedule, noise)
     for index in range(schedule.num_inference_steps):
         timestep = float(schedule.timesteps[index])
         noise_pred = predict_noise(
@@ -93,8 +97,8 @@ def iterate(
             guidance_scale=run.guidance_scale,
             mode=guidance_mode,
         )
-        denoised = denoised_from_noise_pred(noise_pred, latents, schedule, index)
-        latents, state = solver.step(latents, denoised, schedule, index, state)
+        step = solver.step(latents, noise_pred, schedule, index, state)
+        latents, state = step.latents, step.state
         if callback_on_step_end is not None:
             latents, conditioning = apply_callback(
                 callback_on_step_end,
@@ -113,7 +117,7 @@ def iterate(
             sigma_next=float(schedule.sigmas[index + 1]),
             latents=_read_only(latents),
             noise_pred=_read_only(noise_pred),
-            denoised=_read_only(denoised.astype(latents.dtype)),
+            denoised=_read_only(step.denoised.astype(latents.dtype)),
         )
         if run.interrupt:
             return

@@ -1,12 +1,14 @@
-"""The noise a sample starts from: PyTorch's CPU generator, in NumPy.
+"""The noise of a run: PyTorch's CPU generator, in NumPy.
 
-A published seed names a picture because everybody draws the first latents with
-`torch.Generator("cpu").manual_seed(seed)`. The same seed gives the same latents here, without
-torch. Scaling them to the first noise level is the schedule's business, not this file's.
+A published seed names a picture because everybody draws the first latents, and the noise that some
+solvers add, with `torch.Generator("cpu").manual_seed(seed)`. The same seed gives the same noise
+here, without torch. Scaling it to a noise level is the schedule's business, not this file's.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 
@@ -15,6 +17,68 @@ from triptych.types import Array, Latents
 
 _BLOCK = 16
 """Values PyTorch fills together; a shorter tensor is drawn value by value."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseStream:
+    """Where the generators of a run stand. A value: drawing gives the noise and the next stream.
+
+    Attributes:
+        seeds: of one generator for the whole batch, or of one a picture. What torch accepts,
+            -2**63 to 2**64 - 1. A negative seed counts from 2**64. Only the low 32 bits reach the
+            generator, so seeds that differ by 2**32 give the same noise.
+        words_drawn: 32-bit words that each of them has given so far.
+        spares: normal values left over by a draw of an odd number below 16, one a generator, which
+            the next such draw begins with; empty where nothing is left.
+    """
+
+    seeds: tuple[int, ...]
+    words_drawn: int = 0
+    spares: tuple[float, ...] = ()
+
+
+def draw_noise(stream: NoiseStream, shape: tuple[int, ...]) -> tuple[Array, NoiseStream]:
+    """The next unit noise of a stream, as diffusers' `randn_tensor` draws it, and what follows.
+
+    One generator draws the whole batch at once; one a picture draw each picture as if it were
+    alone, so that a picture does not depend on its neighbours.
+
+    Args:
+        stream: where the generators stand.
+        shape: axis lengths, the batch first.
+
+    Returns:
+        float32 noise, as `gaussian_noise` describes it, and the stream after it.
+
+    Raises:
+        UsageError: neither one seed nor one seed a picture, or a seed outside torch's range.
+
+    Source:
+        diffusers 0.39: diffusers/utils/torch_utils.py, randn_tensor, with one generator and with
+        a list of generators. Same numbers: tests/reference/test_noise_against_torch.py.
+    """
+    if len(stream.seeds) == 1:
+        shapes = [shape]
+    elif stream.seeds and shape and len(stream.seeds) == shape[0]:
+        shapes = [(1, *shape[1:])] * shape[0]
+    else:
+        raise UsageError(
+            f"noise: got {len(stream.seeds)} seeds for {shape[0] if shape else 1} images, want 1 "
+            "seed for the whole batch or one an image. Give as many seeds as images."
+        )
+    spares = stream.spares or (None,) * len(stream.seeds)
+    drawn = [
+        _drawn(part, seed=seed, words_drawn=stream.words_drawn, spare=spare)
+        for part, seed, spare in zip(shapes, stream.seeds, spares, strict=True)
+    ]
+    noise = np.concatenate([values for values, _, _ in drawn]) if shape else drawn[0][0]
+    after = replace(
+        stream,
+        words_drawn=stream.words_drawn + drawn[0][1],
+        spares=tuple(spare for _, _, spare in drawn if spare is not None),
+    )
+    return noise, after
 
 
 def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
@@ -27,8 +91,7 @@ def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
 
     Args:
         shape: axis lengths; () is one value.
-        seed: what torch accepts, -2**63 to 2**64 - 1. A negative seed counts from 2**64. Only the
-            low 32 bits reach the generator, so seeds that differ by 2**32 give the same noise.
+        seed: as in `NoiseStream`.
 
     Raises:
         UsageError: the seed is outside torch's range.
@@ -39,14 +102,7 @@ def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
         normal_distribution; Box and Muller 1958, doi:10.1214/aoms/1177706645.
         Same numbers as torch: tests/reference/test_noise_against_torch.py.
     """
-    if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"noise seed: got {seed}, want -2**63 to 2**64 - 1, as torch accepts.")
-    # The legacy generator on purpose: it is seeded as torch's MT19937 is, and NumPy guarantees its
-    # stream for ever. A full-range uint32 is one raw draw.
-    stream = np.random.RandomState(seed & 0xFFFFFFFF)
-    count = math.prod(shape)
-    values = _draw_few(stream, count) if count < _BLOCK else _draw_many(stream, count)
-    return values.reshape(shape)
+    return draw_noise(NoiseStream(seeds=(seed,)), shape)[0]
 
 
 def initial_noise(*, shape: tuple[int, int, int, int], seeds: Sequence[int]) -> Latents:
@@ -55,35 +111,43 @@ def initial_noise(*, shape: tuple[int, int, int, int], seeds: Sequence[int]) -> 
     Args:
         shape: batch, channels, height and width of the latents.
         seeds: one seed draws the whole batch at once; one seed an image draws each image as if
-            it were alone, so an image does not depend on its neighbours.
+            it were alone.
 
     Raises:
         UsageError: neither one seed nor one seed an image, or a seed outside torch's range.
-
-    Source:
-        diffusers 0.39: diffusers/utils/torch_utils.py, randn_tensor, with one generator and with
-        a list of generators.
     """
-    batch = shape[0]
-    if len(seeds) == 1:
-        return gaussian_noise(shape, seed=seeds[0])
-    if not seeds or len(seeds) != batch:
-        raise UsageError(
-            f"initial noise: got {len(seeds)} seeds for {batch} images, want 1 seed for the "
-            "whole batch or one an image. Give as many seeds as images."
-        )
-    return np.concatenate([gaussian_noise((1, *shape[1:]), seed=seed) for seed in seeds])
+    return draw_noise(NoiseStream(seeds=tuple(seeds)), shape)[0]
 
 
-def _draw_few(stream: np.random.RandomState, count: int) -> Array:
-    """Fewer than 16 values: float64 pairs from 53-bit uniforms, angle first, then radius."""
-    pairs = (count + 1) // 2
+def _drawn(
+    shape: tuple[int, ...], *, seed: int, words_drawn: int, spare: float | None
+) -> tuple[Array, int, float | None]:
+    """Values of one generator, how many words they took, and what is left over."""
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"noise seed: got {seed}, want -2**63 to 2**64 - 1, as torch accepts.")
+    # The legacy generator on purpose: it is seeded as torch's MT19937 is, and NumPy guarantees its
+    # stream for ever. A full-range uint32 is one raw draw.
+    generator = np.random.RandomState(seed & 0xFFFFFFFF)
+    _words(generator, words_drawn)
+    count = math.prod(shape)
+    if count >= _BLOCK:
+        values = _draw_many(generator, count)
+        return values.reshape(shape), count + (_BLOCK if count % _BLOCK else 0), spare
+    pool = np.array([] if spare is None else [spare])
+    pairs = (max(count - len(pool), 0) + 1) // 2
+    pool = np.concatenate([pool, _draw_pairs(generator, pairs)])
+    values = pool[:count].astype(np.float32)
+    return values.reshape(shape), pairs * 4, float(pool[count]) if len(pool) > count else None
+
+
+def _draw_pairs(stream: np.random.RandomState, pairs: int) -> Array:
+    """Pairs of float64 values from 53-bit uniforms, angle first, then radius."""
     words = _words(stream, pairs * 4).astype(np.uint64).reshape(pairs, 2, 2)
     uniforms = ((words[..., 0] << 32 | words[..., 1]) & (2**53 - 1)) * 2.0**-53
     theta = 2 * np.pi * uniforms[:, 0]
     radius = np.sqrt(-2 * np.log1p(-uniforms[:, 1]))
     values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1)
-    return values.reshape(-1)[:count].astype(np.float32)
+    return values.reshape(-1)
 
 
 def _draw_many(stream: np.random.RandomState, count: int) -> Array:

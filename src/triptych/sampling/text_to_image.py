@@ -29,9 +29,9 @@ from triptych.sampling.conditioning import (
 from triptych.sampling.decode import decode_latents
 from triptych.sampling.guidance import GuidanceMode, is_guided
 from triptych.sampling.loop import StepEvent, iterate
-from triptych.sampling.noise import initial_noise
-from triptych.sampling.schedule import Schedule, make_schedule, read_scheduler_config
-from triptych.sampling.solvers import solver_for
+from triptych.sampling.noise import NoiseStream, draw_noise
+from triptych.sampling.schedule import Schedule
+from triptych.sampling.schedulers import SamplerMaker, SchedulerChoice, read_sampler
 from triptych.sampling.solvers.base import Solver
 from triptych.types import ComponentName, ImageFloats, Latents
 
@@ -48,7 +48,8 @@ class Settings:
 
     Attributes:
         prompts: what is asked for.
-        num_inference_steps: steps of the run.
+        num_inference_steps: steps of the run; some schedulers evaluate the U-Net more often.
+        scheduler: which one, where it is not simply the bundle's.
         guidance_scale: w; up to 1 means no guidance.
         guidance_mode: one U-Net call a step, or two.
         height_px: of the pictures, divisible by 8; None takes the only size that a
@@ -62,6 +63,7 @@ class Settings:
 
     prompts: Prompts
     num_inference_steps: int = 50
+    scheduler: SchedulerChoice = field(default_factory=SchedulerChoice)
     guidance_scale: float = 5.0
     guidance_mode: GuidanceMode = "batched"
     height_px: int | None = None
@@ -82,10 +84,11 @@ class Prepared:
         height_px: of the pictures.
         width_px: of the pictures.
         schedule: timesteps and sigmas.
-        solver: the scheduler config's.
+        solver: goes through the schedule.
         encoded: the prompts.
         conditioning: for the U-Net, both halves where guided.
         noise: the unit noise, before `schedule.init_noise_sigma`.
+        noise_stream: where the generators stand after it, for solvers that add noise.
         executions: what the text encoders ran on.
     """
 
@@ -97,11 +100,24 @@ class Prepared:
     encoded: EncodedPrompts
     conditioning: Conditioning
     noise: Latents
+    noise_stream: NoiseStream
     executions: Mapping[ComponentName, Execution]
 
 
-def prepare(bundle: Bundle, runtime: Runtime, settings: Settings) -> Prepared:
+def prepare(
+    bundle: Bundle,
+    runtime: Runtime,
+    settings: Settings,
+    *,
+    make_sampler: SamplerMaker = read_sampler,
+) -> Prepared:
     """Check the settings, encode the prompts, draw the noise.
+
+    Args:
+        bundle: what to sample from.
+        runtime: what its text encoders run on.
+        settings: what to draw.
+        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
 
     Raises:
         UsageError: settings that cannot be.
@@ -110,10 +126,12 @@ def prepare(bundle: Bundle, runtime: Runtime, settings: Settings) -> Prepared:
     """
     _check_numbers(settings)
     height_px, width_px = _picture_size(bundle, settings)
-    scheduler = read_scheduler_config(bundle.folder / "scheduler" / "scheduler_config.json")
-    schedule = make_schedule(scheduler, num_inference_steps=settings.num_inference_steps)
-    solver = solver_for(scheduler.class_name)
-    noise = _starting_noise(bundle, settings, height_px=height_px, width_px=width_px)
+    sampler = make_sampler(
+        bundle.folder / "scheduler" / "scheduler_config.json",
+        settings.scheduler,
+        num_inference_steps=settings.num_inference_steps,
+    )
+    noise, stream = _starting_noise(bundle, settings, height_px=height_px, width_px=width_px)
     encoded, executions = _encode(bundle, runtime, settings.prompts)
     conditioning = make_conditioning(
         encoded,
@@ -127,11 +145,12 @@ def prepare(bundle: Bundle, runtime: Runtime, settings: Settings) -> Prepared:
         settings=settings,
         height_px=height_px,
         width_px=width_px,
-        schedule=schedule,
-        solver=solver,
+        schedule=sampler.schedule,
+        solver=sampler.solver,
         encoded=encoded,
         conditioning=conditioning,
         noise=noise,
+        noise_stream=stream,
         executions=executions,
     )
 
@@ -153,6 +172,7 @@ def denoise(
             solver=prepared.solver,
             latents=start,
             conditioning=prepared.conditioning,
+            noise=prepared.noise_stream,
             guidance_scale=prepared.settings.guidance_scale,
             guidance_mode=prepared.settings.guidance_mode,
             callback_on_step_end=callback_on_step_end,
@@ -201,18 +221,19 @@ def _check_numbers(settings: Settings) -> None:
 
 def _starting_noise(
     bundle: Bundle, settings: Settings, *, height_px: int, width_px: int
-) -> Latents:
+) -> tuple[Latents, NoiseStream]:
+    """The unit noise, and the generators after it: given noise leaves them where they begin."""
     scale = bundle.config.vae_scale_factor
     count = len(settings.prompts.prompt) * settings.num_images_per_prompt
     shape = (count, bundle.config.latent_channels, height_px // scale, width_px // scale)
     if settings.noise is None:
-        return initial_noise(shape=shape, seeds=settings.seeds)
+        return draw_noise(NoiseStream(seeds=settings.seeds), shape)
     if settings.noise.shape != shape:
         raise UsageError(
             f"latents: got {list(settings.noise.shape)}, want {list(shape)} "
             f"for {count} pictures of {height_px} x {width_px} px."
         )
-    return settings.noise.astype(np.float32)
+    return settings.noise.astype(np.float32), NoiseStream(seeds=settings.seeds)
 
 
 def _encode(
