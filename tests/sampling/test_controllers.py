@@ -10,8 +10,9 @@ from triptych.sampling.callbacks import SamplingRun, StepCallback
 from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.controllers import CallbackChain, GuidanceCutoff, GuidanceSchedule
 from triptych.sampling.loop import iterate
-from triptych.sampling.schedule import SchedulerConfig, make_schedule
-from triptych.sampling.solvers import solver_for
+from triptych.sampling.samplers import make_sampler
+from triptych.sampling.scheduler_config import SchedulerConfig
+from triptych.sampling.timestep_spacing import Steps
 from triptych.types import Array, TensorMap
 
 PICTURES = 2
@@ -44,10 +45,11 @@ def run_all(
 ) -> CountingUnet:
     unet = CountingUnet()
     config = SchedulerConfig(timestep_spacing="leading", steps_offset=1)
+    sampler = make_sampler(config, Steps(num_inference_steps=steps))
     events = iterate(
         unet,
-        schedule=make_schedule(config, num_inference_steps=steps),
-        solver=solver_for("EulerDiscreteScheduler"),
+        schedule=sampler.schedule,
+        solver=sampler.solver,
         latents=np.ones((PICTURES, 4, 3, 5), np.float32),
         conditioning=conditioning(),
         guidance_scale=guidance_scale,
