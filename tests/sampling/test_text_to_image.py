@@ -45,13 +45,13 @@ def test_size_left_open_is_the_one_the_model_was_trained_at(
 ) -> None:
     prepared = prepare(onnx_bundle, runtime, settings(height_px=None, width_px=None))
     assert (prepared.height_px, prepared.width_px) == (128, 128)
-    assert prepared.noise.shape == (1, 4, 16, 16)
+    assert prepared.start.noise.shape == (1, 4, 16, 16)
     assert prepared.conditioning.time_ids[0].tolist() == [128, 128, 0, 0, 128, 128]
 
 
 def test_height_and_width_keep_their_places(onnx_bundle: Bundle, runtime: Runtime) -> None:
     prepared = prepare(onnx_bundle, runtime, settings())
-    assert prepared.noise.shape == (1, 4, 8, 5)
+    assert prepared.start.noise.shape == (1, 4, 8, 5)
     assert prepared.conditioning.time_ids[0].tolist() == [64, 40, 0, 0, 64, 40]
 
 
@@ -68,8 +68,8 @@ def test_noise_is_the_seeds(onnx_bundle: Bundle, runtime: Runtime) -> None:
     one_seed = prepare(onnx_bundle, runtime, settings(prompts=two, seeds=(7,)))
     two_seeds = prepare(onnx_bundle, runtime, settings(prompts=two, seeds=(7, 8)))
     shape = (2, 4, 8, 5)
-    np.testing.assert_array_equal(one_seed.noise, initial_noise(shape=shape, seeds=[7]))
-    np.testing.assert_array_equal(two_seeds.noise, initial_noise(shape=shape, seeds=[7, 8]))
+    np.testing.assert_array_equal(one_seed.start.noise, initial_noise(shape=shape, seeds=[7]))
+    np.testing.assert_array_equal(two_seeds.start.noise, initial_noise(shape=shape, seeds=[7, 8]))
 
 
 def test_given_noise_is_the_seeds_when_it_is_the_seeds_noise(
@@ -93,7 +93,7 @@ def test_executions_name_both_encoders(onnx_bundle: Bundle, runtime: Runtime) ->
 def test_first_latents_start_from_scaled_noise(onnx_bundle: Bundle, runtime: Runtime) -> None:
     prepared, events = run(onnx_bundle, runtime, settings())
     first = events[0]
-    start = prepared.noise * np.float32(prepared.schedule.init_noise_sigma)
+    start = prepared.start.noise * np.float32(prepared.schedule.init_noise_sigma)
     np.testing.assert_allclose(
         first.denoised, start - np.float32(first.sigma) * first.noise_pred, atol=1e-4
     )

@@ -70,6 +70,17 @@ def sample(
         Path | None,
         typer.Option("--latents", help="Unit noise from a .safetensors or .npy file."),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="A picture to start from, instead of noise alone."),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option("--strength", help="How much of --image is made anew, 0 to 1.")
+    ] = 0.3,
+    denoising_end: Annotated[
+        float | None,
+        typer.Option("--denoising-end", help="Stop after this part of the schedule, 0 to 1."),
+    ] = None,
     original_size: Annotated[
         _Pair | None, typer.Option("--original-size", help="Micro-conditioning: height width.")
     ] = None,
@@ -156,11 +167,14 @@ def sample(
             negative_crop=negative_crop,
             negative_target_size=negative_target_size,
         ),
+        denoising_end=denoising_end,
     )
     request = workflow.SampleRequest(
         bundle=bundle,
         output=output,
         settings=settings,
+        image=image,
+        strength=strength,
         save_steps=_steps(save_steps),
         previews=previews,
         runtime=runtime,

@@ -224,7 +224,7 @@ def _free_running_rows(recording: Recording, candidate: Candidate) -> Iterator[R
     limit = TRAJECTORY_REL_L2[precision]
     judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
     prepared = prepare(candidate.bundle, candidate.runtime, recording.prepared.settings)
-    latents = recording.prepared.noise
+    latents = recording.prepared.start.latents
     for event in denoise(candidate.bundle, candidate.runtime, prepared):
         latents = event.latents.copy()
         expected = recording.latents[event.index + 1]

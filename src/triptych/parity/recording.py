@@ -117,8 +117,7 @@ def record(
     prepared = prepare(bundle, runtime, settings)
     report("reference: denoising")
     events = [_copied(event) for event in denoise(bundle, runtime, prepared)]
-    start = prepared.noise * np.float32(prepared.schedule.init_noise_sigma)
-    latents = (start, *(event.latents for event in events))
+    latents = (prepared.start.latents, *(event.latents for event in events))
     report("reference: decoding")
     image = decode(bundle, runtime, {"final": latents[-1]})["final"]
     cases: list[RecordedCase] = []

@@ -5,7 +5,7 @@ Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, encode_prompt and _get_a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, SupportsFloat, final, runtime_checkable
 
 import numpy as np
 
@@ -63,6 +63,8 @@ class MicroConditioning:
             `negative_target_size`; otherwise it takes the positive one.
         negative_crop: top and left for the unconditional side.
         negative_target_size: see `negative_original_size`.
+        aesthetic_score: for refiners, which take it instead of the target size.
+        negative_aesthetic_score: the same for the unconditional side.
     """
 
     original_size: tuple[int, int] | None = None
@@ -71,6 +73,8 @@ class MicroConditioning:
     negative_original_size: tuple[int, int] | None = None
     negative_crop: tuple[int, int] = (0, 0)
     negative_target_size: tuple[int, int] | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
 
 
 @final
@@ -170,6 +174,7 @@ def make_conditioning(
     picture_size: tuple[int, int],
     num_images_per_prompt: int = 1,
     guided: bool,
+    from_image: bool = False,
 ) -> Conditioning:
     """Join the sides and repeat for several pictures a prompt.
 
@@ -183,17 +188,11 @@ def make_conditioning(
         picture_size: height and width in pixels, for sizes left open.
         num_images_per_prompt: pictures for each prompt, next to each other.
         guided: whether the unconditional half is needed.
-
-    Raises:
-        UsageError: the model is a refiner, which wants an aesthetic score.
+        from_image: the run starts from a picture, where diffusers fills in negative sizes
+            otherwise.
     """
-    if config.num_time_ids != 6:
-        raise UsageError(
-            f"text-to-image: got a {config.kind} model, want an SDXL base model. "
-            "A refiner continues from another model's latents."
-        )
     repeats = num_images_per_prompt
-    positive_ids, negative_ids = _both_time_ids(sizes, picture_size)
+    positive_ids, negative_ids = _both_time_ids(sizes, picture_size, config, from_image=from_image)
     positive = Conditioning(
         encoder_hidden_states=np.repeat(encoded.encoder_hidden_states, repeats, axis=0),
         text_embeds=np.repeat(encoded.text_embeds, repeats, axis=0),
@@ -216,18 +215,36 @@ def make_conditioning(
 
 
 def _both_time_ids(
-    sizes: MicroConditioning, picture_size: tuple[int, int]
+    sizes: MicroConditioning,
+    picture_size: tuple[int, int],
+    config: SdxlConfig,
+    *,
+    from_image: bool,
 ) -> tuple[TimeIds, TimeIds]:
-    """The conditional and the unconditional side's, one row each."""
-    positive = (sizes.original_size or picture_size, sizes.crop, sizes.target_size or picture_size)
-    negative = positive
-    # Both or neither, as in diffusers.
-    if sizes.negative_original_size is not None and sizes.negative_target_size is not None:
-        negative = (sizes.negative_original_size, sizes.negative_crop, sizes.negative_target_size)
-    positive_ids, negative_ids = (
-        np.array(side, np.float32).reshape(1, -1) for side in (positive, negative)
-    )
-    return positive_ids, negative_ids
+    """The conditional and the unconditional side's, one row each.
+
+    Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, __call__ 7, where negative sizes count
+    only as a pair; pipeline_stable_diffusion_xl_img2img.py, _get_add_time_ids, where each counts
+    for itself, and the negative crop in a refiner alone.
+    """
+    original, target = sizes.original_size or picture_size, sizes.target_size or picture_size
+    negative_original = sizes.negative_original_size or original
+    negative_target = sizes.negative_target_size or target
+    if config.num_time_ids == 5:
+        return (
+            _row(*original, *sizes.crop, sizes.aesthetic_score),
+            _row(*negative_original, *sizes.negative_crop, sizes.negative_aesthetic_score),
+        )
+    positive = _row(*original, *sizes.crop, *target)
+    if from_image:
+        return positive, _row(*negative_original, *sizes.crop, *negative_target)
+    if sizes.negative_original_size is None or sizes.negative_target_size is None:
+        return positive, positive
+    return positive, _row(*negative_original, *sizes.negative_crop, *negative_target)
+
+
+def _row(*ids: SupportsFloat) -> TimeIds:
+    return np.array([[float(number) for number in ids]], np.float32)
 
 
 @final

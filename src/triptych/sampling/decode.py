@@ -40,5 +40,15 @@ def _unscale(latents: Latents, config: SdxlConfig) -> Latents:
     return denormalised
 
 
+def scale_latents(unscaled: Latents, config: SdxlConfig) -> Latents:
+    """What the VAE encoder gives, brought to about unit variance: the inverse of decoding's."""
+    if config.latents_mean is None or config.latents_std is None:
+        scaled: Latents = unscaled * np.float32(config.scaling_factor)
+        return scaled
+    mean, std = _per_channel(config.latents_mean), _per_channel(config.latents_std)
+    normalised: Latents = (unscaled - mean) * np.float32(config.scaling_factor) / std
+    return normalised
+
+
 def _per_channel(values: tuple[float, ...]) -> Array:
     return np.array(values, np.float32).reshape(1, -1, 1, 1)

@@ -54,6 +54,7 @@ def exploding_schedule(config: SchedulerConfig, steps: Steps) -> Schedule:
         sigmas=sigmas,
         init_noise_sigma=float(np.sqrt(sigma_max**2 + 1)) if leading else sigma_max,
         prediction_type=config.prediction_type,
+        num_train_timesteps=config.num_train_timesteps,
         clip_range=clip_range(config),
     )
 
@@ -85,6 +86,7 @@ def training_schedule(
         sigmas=np.append(sigmas, np.float32(final_sigma)),
         init_noise_sigma=1.0,
         prediction_type=config.prediction_type,
+        num_train_timesteps=config.num_train_timesteps,
         variance="preserved",
         clip_range=clip,
     )
@@ -121,6 +123,7 @@ def multistep_schedule(config: SchedulerConfig, steps: Steps) -> Schedule:
         sigmas=np.append(sigmas, last).astype(np.float32),
         init_noise_sigma=1.0,
         prediction_type=config.prediction_type,
+        num_train_timesteps=config.num_train_timesteps,
         variance="preserved",
     )
 

@@ -13,6 +13,7 @@ from triptych.sampling.callbacks import (
 from triptych.sampling.conditioning import Conditioning, Network
 from triptych.sampling.guidance import GuidanceMode, predict_noise
 from triptych.sampling.noise import NoiseStream
+from triptych.sampling.run_part import RunPart, whole_run
 from triptych.sampling.schedule import Schedule, scale_model_input
 from triptych.sampling.solvers.base import Solver
 from triptych.types import Array, Latents, NoisePred
@@ -56,6 +57,7 @@ def iterate(
     latents: Latents,
     conditioning: Conditioning,
     noise: NoiseStream | None = None,
+    part: RunPart | None = None,
     guidance_scale: float = 5.0,
     guidance_mode: GuidanceMode = "batched",
     callback_on_step_end: StepCallback | None = None,
@@ -67,9 +69,10 @@ def iterate(
         unet: the U-Net.
         schedule: timesteps and sigmas.
         solver: moves the latents along.
-        latents: the start, already times `schedule.init_noise_sigma`.
+        latents: the start, at the noise level before the first step.
         conditioning: both halves where `guidance_scale` is above 1.
         noise: where the generators of the first latents stand, for solvers that add noise.
+        part: the steps to take; None takes all. Events and callbacks count from its first.
         guidance_scale: w; up to 1 means no guidance.
         guidance_mode: one U-Net call a step, or two.
         callback_on_step_end: diffusers' contract; may replace tensors, change the guidance scale
@@ -85,19 +88,21 @@ def iterate(
             noise, and there is no stream to draw it from.
     """
     names = asked_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
-    run = SamplingRun(guidance_scale=guidance_scale, num_timesteps=schedule.num_inference_steps)
+    part = part or whole_run(schedule)
+    run = SamplingRun(guidance_scale=guidance_scale, num_timesteps=part.num_steps)
     state = solver.init(schedule, noise)
-    for index in range(schedule.num_inference_steps):
-        timestep = float(schedule.timesteps[index])
+    for index in range(part.num_steps):
+        position = part.first + index
+        timestep = float(schedule.timesteps[position])
         noise_pred = predict_noise(
             unet,
-            scale_model_input(latents, schedule, index),
+            scale_model_input(latents, schedule, position),
             timestep=timestep,
             conditioning=conditioning,
             guidance_scale=run.guidance_scale,
             mode=guidance_mode,
         )
-        step = solver.step(latents, noise_pred, schedule, index, state)
+        step = solver.step(latents, noise_pred, schedule, position, state)
         latents, state = step.latents, step.state
         if callback_on_step_end is not None:
             latents, conditioning = apply_callback(
@@ -111,10 +116,10 @@ def iterate(
             )
         yield StepEvent(
             index=index,
-            num_inference_steps=schedule.num_inference_steps,
+            num_inference_steps=part.num_steps,
             timestep=timestep,
-            sigma=float(schedule.sigmas[index]),
-            sigma_next=float(schedule.sigmas[index + 1]),
+            sigma=float(schedule.sigmas[position]),
+            sigma_next=float(schedule.sigmas[position + 1]),
             latents=_read_only(latents),
             noise_pred=_read_only(noise_pred),
             denoised=_read_only(step.denoised.astype(latents.dtype)),

@@ -34,6 +34,8 @@ class Schedule:
         prediction_type: what the U-Net predicts.
         variance: how the latents are scaled.
         clip_range: estimates of x0 are clipped to plus and minus this; None leaves them alone.
+        num_train_timesteps: length of the training schedule.
+        evaluations_per_step: of the U-Net, for each step that a user counts.
     """
 
     timesteps: Timesteps
@@ -42,6 +44,8 @@ class Schedule:
     prediction_type: PredictionType
     variance: LatentsVariance = "exploding"
     clip_range: float | None = None
+    num_train_timesteps: int = 1000
+    evaluations_per_step: int = 1
 
     @property
     def num_inference_steps(self) -> int:
@@ -62,6 +66,28 @@ def scale_model_input(latents: Latents, schedule: Schedule, index: int) -> Laten
         return latents
     sample: Latents = (latents / np.sqrt(sigma**2 + 1)).astype(np.float32)
     return sample
+
+
+def noised_latents(latents: Latents, noise: Latents, schedule: Schedule, index: int) -> Latents:
+    """Latents of a picture brought to the noise level before a step.
+
+    Args:
+        latents: x0.
+        noise: unit noise, shaped as the latents.
+        schedule: the run's.
+        index: the step that will start from the result.
+
+    Raises:
+        ScheduleError: `index` is outside the schedule.
+
+    Source: diffusers 0.39, add_noise of any scheduler.
+    """
+    if schedule.variance == "preserved":
+        signal, level = _levels(schedule, index)
+    else:
+        signal, level = 1.0, sigma_at(schedule, index)
+    noised: Latents = (signal * latents + level * noise).astype(np.float32)
+    return noised
 
 
 def denoised_from_noise_pred(

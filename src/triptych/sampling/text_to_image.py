@@ -1,4 +1,4 @@
-"""Text to image on any runtime, in three acts: prepare, denoise, decode.
+"""Text and images to images on any runtime, in three acts: prepare, denoise, decode.
 
 Each act opens the components it needs and closes them again, so that the largest one bounds the
 memory, not the sum.
@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import final
-
-import numpy as np
 
 from triptych.bundle.bundle import Bundle
 from triptych.errors import UsageError
@@ -29,10 +27,11 @@ from triptych.sampling.conditioning import (
 from triptych.sampling.decode import decode_latents
 from triptych.sampling.guidance import GuidanceMode, is_guided
 from triptych.sampling.loop import StepEvent, iterate
-from triptych.sampling.noise import NoiseStream, draw_noise
+from triptych.sampling.run_part import RunPart, part_between, part_by_strength, whole_run
 from triptych.sampling.schedule import Schedule
 from triptych.sampling.schedulers import SamplerMaker, SchedulerChoice, read_sampler
 from triptych.sampling.solvers.base import Solver
+from triptych.sampling.start import ImageStart, Start, start_from_image, start_from_noise
 from triptych.types import ComponentName, ImageFloats, Latents
 
 TOKENIZER_FOLDERS: Mapping[ComponentName, str] = {
@@ -59,6 +58,10 @@ class Settings:
         seeds: one for the whole batch, or one a picture, as diffusers' generator argument.
         noise: unit noise to start from instead of a seed's.
         sizes: micro-conditioning; sizes left open take the picture's.
+        start: a picture or latents to start from; None starts from noise alone.
+        denoising_start: share of the training schedule that another model has done: the start is
+            its latents, and no noise is added.
+        denoising_end: share after which another model goes on.
     """
 
     prompts: Prompts
@@ -72,6 +75,9 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
     noise: Latents | None = None
     sizes: MicroConditioning = field(default_factory=MicroConditioning)
+    start: ImageStart | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
 
 
 @final
@@ -87,8 +93,8 @@ class Prepared:
         solver: goes through the schedule.
         encoded: the prompts.
         conditioning: for the U-Net, both halves where guided.
-        noise: the unit noise, before `schedule.init_noise_sigma`.
-        noise_stream: where the generators stand after it, for solvers that add noise.
+        part: the steps of the schedule to take.
+        start: the first latents, and where the generators stand after them.
         executions: what the text encoders ran on.
     """
 
@@ -99,8 +105,8 @@ class Prepared:
     solver: Solver
     encoded: EncodedPrompts
     conditioning: Conditioning
-    noise: Latents
-    noise_stream: NoiseStream
+    part: RunPart
+    start: Start
     executions: Mapping[ComponentName, Execution]
 
 
@@ -131,7 +137,10 @@ def prepare(
         settings.scheduler,
         num_inference_steps=settings.num_inference_steps,
     )
-    noise, stream = _starting_noise(bundle, settings, height_px=height_px, width_px=width_px)
+    part = _part(settings, sampler.schedule)
+    start = _start(
+        bundle, runtime, settings, sampler.schedule, part=part, size_px=(height_px, width_px)
+    )
     encoded, executions = _encode(bundle, runtime, settings.prompts)
     conditioning = make_conditioning(
         encoded,
@@ -140,6 +149,7 @@ def prepare(
         picture_size=(height_px, width_px),
         num_images_per_prompt=settings.num_images_per_prompt,
         guided=is_guided(settings.guidance_scale),
+        from_image=settings.start is not None,
     )
     return Prepared(
         settings=settings,
@@ -149,8 +159,8 @@ def prepare(
         solver=sampler.solver,
         encoded=encoded,
         conditioning=conditioning,
-        noise=noise,
-        noise_stream=stream,
+        part=part,
+        start=start,
         executions=executions,
     )
 
@@ -164,15 +174,15 @@ def denoise(
     callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
 ) -> Iterator[StepEvent]:
     """Open the U-Net, yield the steps, close it when the last is taken or the caller stops."""
-    start = prepared.noise * np.float32(prepared.schedule.init_noise_sigma)
     with open_session(runtime, bundle, "unet") as unet:
         yield from iterate(
             unet,
             schedule=prepared.schedule,
             solver=prepared.solver,
-            latents=start,
+            latents=prepared.start.latents,
             conditioning=prepared.conditioning,
-            noise=prepared.noise_stream,
+            noise=prepared.start.noise_stream,
+            part=prepared.part,
             guidance_scale=prepared.settings.guidance_scale,
             guidance_mode=prepared.settings.guidance_mode,
             callback_on_step_end=callback_on_step_end,
@@ -196,15 +206,19 @@ def _picture_size(bundle: Bundle, settings: Settings) -> tuple[int, int]:
     trained = bundle.config.sample_size * scale
     built = bundle.built_size_px
     usual = built or (trained, trained)
+    if settings.start is not None:
+        if settings.height_px is not None or settings.width_px is not None:
+            raise UsageError("height_px, width_px: got one with a picture, want its own size.")
+        usual = settings.start.size_px(scale=scale)
     height_px = usual[0] if settings.height_px is None else settings.height_px
     width_px = usual[1] if settings.width_px is None else settings.width_px
     for name, length in (("height_px", height_px), ("width_px", width_px)):
         if length <= 0 or length % scale:
             raise UsageError(f"{name}: got {length}, want a positive multiple of {scale}.")
-    if built not in (None, (height_px, width_px)):
+    if built is not None and built != (height_px, width_px):
         raise UsageError(
             f"{bundle.folder}: got a picture of {height_px} x {width_px} px, want "
-            f"{usual[0]} x {usual[1]} (height x width), the only size it was built for. "
+            f"{built[0]} x {built[1]} (height x width), the only size it was built for. "
             "Export it with --height-px and --width-px for another."
         )
     return height_px, width_px
@@ -219,21 +233,59 @@ def _check_numbers(settings: Settings) -> None:
         raise UsageError(f"guidance_scale: got {settings.guidance_scale}, want a finite number.")
 
 
-def _starting_noise(
-    bundle: Bundle, settings: Settings, *, height_px: int, width_px: int
-) -> tuple[Latents, NoiseStream]:
-    """The unit noise, and the generators after it: given noise leaves them where they begin."""
-    scale = bundle.config.vae_scale_factor
-    count = len(settings.prompts.prompt) * settings.num_images_per_prompt
-    shape = (count, bundle.config.latent_channels, height_px // scale, width_px // scale)
-    if settings.noise is None:
-        return draw_noise(NoiseStream(seeds=settings.seeds), shape)
-    if settings.noise.shape != shape:
-        raise UsageError(
-            f"latents: got {list(settings.noise.shape)}, want {list(shape)} "
-            f"for {count} pictures of {height_px} x {width_px} px."
+def _part(settings: Settings, schedule: Schedule) -> RunPart:
+    """The steps to take."""
+    part = whole_run(schedule)
+    if settings.start is None:
+        if settings.denoising_start is not None:
+            raise UsageError(
+                f"denoising_start: got {settings.denoising_start:g} without latents to go on "
+                "from, want those of the run before."
+            )
+    elif settings.denoising_start is None:
+        part = part_by_strength(
+            schedule,
+            num_inference_steps=settings.num_inference_steps,
+            strength=settings.start.strength,
         )
-    return settings.noise.astype(np.float32), NoiseStream(seeds=settings.seeds)
+    return part_between(
+        part,
+        schedule,
+        denoising_start=settings.denoising_start,
+        denoising_end=settings.denoising_end,
+    )
+
+
+def _start(
+    bundle: Bundle,
+    runtime: Runtime,
+    settings: Settings,
+    schedule: Schedule,
+    *,
+    part: RunPart,
+    size_px: tuple[int, int],
+) -> Start:
+    count = len(settings.prompts.prompt) * settings.num_images_per_prompt
+    if settings.start is not None:
+        return start_from_image(
+            bundle,
+            runtime,
+            settings.start,
+            schedule,
+            part=part,
+            count=count,
+            seeds=settings.seeds,
+            given=settings.noise,
+            is_noised=settings.denoising_start is not None,
+        )
+    if bundle.config.kind == "refiner":
+        raise UsageError(
+            f"{bundle.folder}: got a refiner and nothing to refine, want a picture or latents to "
+            "start from. A refiner continues from another model's latents."
+        )
+    scale = bundle.config.vae_scale_factor
+    shape = (count, bundle.config.latent_channels, size_px[0] // scale, size_px[1] // scale)
+    return start_from_noise(shape, schedule, seeds=settings.seeds, given=settings.noise)
 
 
 def _encode(

@@ -77,7 +77,7 @@ def write_latents(
     tensors = {f"step_{step:0{width}d}": latents for step, latents in steps.items()}
     contiguous = {
         name: np.ascontiguousarray(tensor)
-        for name, tensor in {"noise": prepared.noise, **tensors, "final": last}.items()
+        for name, tensor in {"noise": prepared.start.noise, **tensors, "final": last}.items()
     }
     save_file(contiguous, folder / "latents.safetensors")
 
@@ -135,9 +135,24 @@ def run_record(
             "sigmas": [float(sigma) for sigma in prepared.schedule.sigmas],
             "init_noise_sigma": prepared.schedule.init_noise_sigma,
         },
+        "start": _start_record(prepared),
         "save_steps": list(steps),
-        "noise_sha256": _array_sha256(prepared.noise),
+        "noise_sha256": _array_sha256(prepared.start.noise),
         "final_latents_sha256": _array_sha256(last),
+    }
+
+
+def _start_record(prepared: Prepared) -> dict[str, object]:
+    """What the run started from, and which part of the schedule it took."""
+    settings = prepared.settings
+    return {
+        "kind": "noise" if settings.start is None else "image",
+        "latents_sha256": _array_sha256(prepared.start.latents),
+        "strength": None if settings.start is None else settings.start.strength,
+        "denoising_start": settings.denoising_start,
+        "denoising_end": settings.denoising_end,
+        "first_step": prepared.part.first,
+        "num_steps": prepared.part.num_steps,
     }
 
 

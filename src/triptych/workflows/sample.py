@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -15,8 +15,10 @@ from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.decode import pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
+from triptych.sampling.start import ImageStart
 from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
 from triptych.types import ImagePixels, Latents
+from triptych.workflows.image_file import read_image
 from triptych.workflows.run_folder import (
     RUN_FILE,
     PreviewWriter,
@@ -35,6 +37,8 @@ class SampleRequest:
         bundle: a bundle, a folder made by optimum-cli, or a checkpoint.
         output: a folder to make.
         settings: what to draw.
+        image: a file to start from; its size is the picture's, unless the bundle makes only one.
+        strength: how much of it is made anew, 0 to 1.
         save_steps: steps to save pictures of; empty saves the last.
         previews: write a linear preview of every step as well.
         runtime: the engine; None takes the one that reads the bundle's format.
@@ -47,6 +51,8 @@ class SampleRequest:
     bundle: Path
     output: Path
     settings: Settings
+    image: Path | None = None
+    strength: float = 0.3
     save_steps: Sequence[int] = ()
     previews: bool = False
     runtime: str | None = None
@@ -100,16 +106,17 @@ def sample(
         NonFiniteError: a component gave NaN or infinity.
         BackendError: the engine or device is missing.
     """
-    steps = check_save_steps(
-        request.save_steps or (request.settings.num_inference_steps,),
-        num_inference_steps=request.settings.num_inference_steps,
-    )
     bundle = open_bundle(request.bundle, variant=request.variant)
     runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
+    settings = _with_image(request, bundle)
     with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
             bundle.check_files()
-        prepared = prepare(bundle, runtime, request.settings)
+        prepared = prepare(bundle, runtime, settings)
+        steps = check_save_steps(
+            request.save_steps or (prepared.part.num_steps,),
+            num_inference_steps=prepared.part.num_steps,
+        )
         keeper = StepKeeper(steps)
         watchers: list[Observer] = [keeper, *observers]
         if request.previews:
@@ -137,6 +144,26 @@ def sample(
         run=run,
         warnings=tuple(_truncation_warnings(prepared)),
     )
+
+
+def _with_image(request: SampleRequest, bundle: Bundle) -> Settings:
+    """The settings, starting from the image that was asked for.
+
+    Raises:
+        UsageError: the file is no picture.
+    """
+    if request.image is None:
+        return request.settings
+    settings = request.settings
+    asked = (settings.height_px, settings.width_px)
+    size_px = bundle.built_size_px
+    if asked != (None, None):
+        if None in asked:
+            raise UsageError("height_px, width_px: got one with an image, want both or neither.")
+        size_px = (asked[0] or 0, asked[1] or 0)
+    image = read_image(request.image, size_px=size_px, scale=bundle.config.vae_scale_factor)
+    start = ImageStart(image=image, strength=request.strength)
+    return replace(settings, start=start, height_px=None, width_px=None)
 
 
 def choose_runtime(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> Runtime:

@@ -23,6 +23,8 @@ def heun_schedule(schedule: Schedule) -> Schedule:
         init_noise_sigma=schedule.init_noise_sigma,
         prediction_type=schedule.prediction_type,
         clip_range=schedule.clip_range,
+        num_train_timesteps=schedule.num_train_timesteps,
+        evaluations_per_step=2,
     )
 
 
