@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 LIMIT = 1e-4
-"""Relative L2 after each of six steps, with what the random U-Net makes of rounding. Measured: 2.2e-5
+"""Relative L2 after each of six steps, with what a random U-Net makes of rounding. Measured: 2.2e-5
 of DDIM, which the tiny checkpoint's config lets clip its estimates, 6e-6 of the others."""
 
 OTHERS = [

@@ -17,6 +17,7 @@ from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
 from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
 from triptych.types import ImagePixels, Latents
+from triptych.workflows.diffusers_schedulers import read_any_sampler
 from triptych.workflows.run_folder import (
     RUN_FILE,
     PreviewWriter,
@@ -100,16 +101,13 @@ def sample(
         NonFiniteError: a component gave NaN or infinity.
         BackendError: the engine or device is missing.
     """
-    steps = check_save_steps(
-        request.save_steps or (request.settings.num_inference_steps,),
-        num_inference_steps=request.settings.num_inference_steps,
-    )
     bundle = open_bundle(request.bundle, variant=request.variant)
+    steps = _save_steps(bundle, request)
     runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
     with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
             bundle.check_files()
-        prepared = prepare(bundle, runtime, request.settings)
+        prepared = prepare(bundle, runtime, request.settings, make_sampler=read_any_sampler)
         keeper = StepKeeper(steps)
         watchers: list[Observer] = [keeper, *observers]
         if request.previews:
@@ -137,6 +135,22 @@ def sample(
         run=run,
         warnings=tuple(_truncation_warnings(prepared)),
     )
+
+
+def _save_steps(bundle: Bundle, request: SampleRequest) -> tuple[int, ...]:
+    """The steps to save, checked before anything runs.
+
+    Some schedulers evaluate the U-Net more often than they are asked for steps: the last step is
+    the schedule's.
+    """
+    settings = request.settings
+    sampler = read_any_sampler(
+        bundle.folder / "scheduler" / "scheduler_config.json",
+        settings.scheduler,
+        num_inference_steps=settings.num_inference_steps,
+    )
+    total = sampler.schedule.num_inference_steps
+    return check_save_steps(request.save_steps or (total,), num_inference_steps=total)
 
 
 def choose_runtime(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> Runtime:
