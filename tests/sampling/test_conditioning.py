@@ -89,6 +89,7 @@ def condition(
     sizes: MicroConditioning | None = None,
     num_images_per_prompt: int = 1,
     guided: bool = True,
+    from_image: bool = False,
 ) -> Conditioning:
     return make_conditioning(
         encoded_rows(count),
@@ -97,6 +98,7 @@ def condition(
         picture_size=PICTURE_SIZE,
         num_images_per_prompt=num_images_per_prompt,
         guided=guided,
+        from_image=from_image,
     )
 
 
@@ -280,6 +282,20 @@ def test_one_negative_size_alone_changes_nothing(
     assert told.time_ids.tolist() == [[128, 96, 3, 4, 128, 96]] * 2
 
 
-def test_a_refiner_is_refused(config: SdxlConfig) -> None:
-    with pytest.raises(UsageError, match="refiner"):
-        condition(replace(config, num_time_ids=5, kind="refiner"))
+def test_a_refiner_takes_scores_instead_of_the_target_size(config: SdxlConfig) -> None:
+    refiner = replace(config, num_time_ids=5, kind="refiner")
+    sizes = MicroConditioning(
+        crop=(3, 4),
+        negative_crop=(5, 6),
+        negative_original_size=(64, 32),
+        aesthetic_score=7.5,
+        negative_aesthetic_score=1.5,
+    )
+    told = condition(refiner, sizes=sizes)
+    assert told.time_ids.tolist() == [[64, 32, 5, 6, 1.5], [128, 96, 3, 4, 7.5]]
+
+
+def test_from_a_picture_each_negative_size_counts_for_itself(config: SdxlConfig) -> None:
+    sizes = MicroConditioning(crop=(3, 4), negative_crop=(5, 6), negative_target_size=(64, 32))
+    told = condition(config, sizes=sizes, from_image=True)
+    assert told.time_ids.tolist() == [[128, 96, 3, 4, 64, 32], [128, 96, 3, 4, 128, 96]]

@@ -8,6 +8,7 @@ import pytest
 from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import (
     GuidanceMode,
+    classifier_free_guidance,
     is_guided,
     predict_noise,
     split_halves,
@@ -140,3 +141,15 @@ def test_halves_are_unconditional_then_conditional() -> None:
     np.testing.assert_array_equal(unconditional.text_embeds, told.text_embeds[:2])
     np.testing.assert_array_equal(conditional.text_embeds, told.text_embeds[2:])
     np.testing.assert_array_equal(conditional.time_ids, told.time_ids[2:])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, -2.0])
+def test_the_formula_at_any_scale(scale: float) -> None:
+    # Cremage's technical note: uc at 0, c at 1, and a negative scale is legal.
+    random = np.random.default_rng(0)
+    unconditional, conditional = random.integers(-8, 8, (2, 1, 4, 3, 3)).astype(np.float32)
+    guided = classifier_free_guidance(unconditional, conditional, guidance_scale=scale)
+    expected = {0.0: unconditional, 1.0: conditional}.get(
+        scale, unconditional * (1 - scale) + conditional * scale
+    )
+    np.testing.assert_array_equal(guided, expected)

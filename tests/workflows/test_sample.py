@@ -18,6 +18,7 @@ from triptych.sampling.callbacks import SamplingRun
 from triptych.sampling.conditioning import Prompts
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import initial_noise
+from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.text_to_image import Settings
 from triptych.types import Array
 from triptych.workflows.noise_file import read_noise
@@ -224,9 +225,31 @@ def test_a_run_that_fails_leaves_the_old_folder(onnx_folder: Path, tmp_path: Pat
     assert files(tmp_path) == {"pictures"}
 
 
-def test_a_save_step_beyond_the_last_is_refused_first(tmp_path: Path) -> None:
+def test_a_save_step_beyond_the_last_is_refused_first(onnx_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got 4, want 1 to 3"):
-        sample(request(tmp_path / "no bundle", tmp_path / "pictures", save_steps=(4,)))
+        sample(request(onnx_folder, tmp_path / "pictures", save_steps=(4,)))
+    assert files(tmp_path) == set()
+
+
+def test_a_scheduler_by_name(onnx_folder: Path, tmp_path: Path) -> None:
+    heun = SchedulerChoice(name="heun", sigma_spacing="karras")
+    result = sample(request(onnx_folder, tmp_path / "pictures", scheduler=heun))
+    # Every evaluation of the U-Net is a step; the last is the picture.
+    assert list(result.pictures) == [2 * STEPS - 1]
+    scheduler = result.run["scheduler"]
+    assert isinstance(scheduler, dict)
+    assert scheduler["choice"]["name"] == "heun"
+    assert len(scheduler["timesteps"]) == 2 * STEPS - 1
+
+
+def test_noise_of_the_steps_is_the_seeds(onnx_folder: Path, tmp_path: Path) -> None:
+    ancestral = SchedulerChoice(name="euler-ancestral")
+    first, again, other = (
+        sample(request(onnx_folder, tmp_path / name, scheduler=ancestral, seeds=(seed,)))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    digests = [run.run["final_latents_sha256"] for run in (first, again, other)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_changed_content_is_found_unless_told_not_to_look(

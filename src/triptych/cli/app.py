@@ -13,6 +13,7 @@ from triptych.cli.doctor import doctor
 from triptych.cli.export import export
 from triptych.cli.inspect import inspect
 from triptych.cli.sample import sample
+from triptych.cli.schedulers import schedulers
 from triptych.cli.tiny_checkpoint import tiny_checkpoint
 from triptych.errors import TriptychError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help"]},
 )
-for command in (export, sample, check, inspect, doctor, tiny_checkpoint, demo):
+for command in (export, sample, schedulers, check, inspect, doctor, tiny_checkpoint, demo):
     app.command()(command)
 
 

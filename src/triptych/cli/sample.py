@@ -17,6 +17,14 @@ from triptych.cli.options import (
     VariantOption,
     chosen_device,
 )
+from triptych.cli.scheduler_options import (
+    EtaOption,
+    SchedulerOption,
+    SigmaSpacingOption,
+    SigmaValuesOption,
+    TimestepsOption,
+    scheduler_choice,
+)
 from triptych.sampling.guidance import GuidanceMode
 
 if TYPE_CHECKING:
@@ -45,6 +53,11 @@ def sample(
     num_inference_steps: Annotated[
         int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
     ] = 50,
+    scheduler: SchedulerOption = None,
+    sigmas: SigmaSpacingOption = None,
+    timesteps: TimestepsOption = "",
+    sigma_values: SigmaValuesOption = "",
+    eta: EtaOption = 0.0,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Up to 1: no guidance.")
     ] = 5.0,
@@ -152,6 +165,13 @@ def sample(
             negative_prompt_2=_texts(negative_prompt_2, len(prompt)),
         ),
         num_inference_steps=num_inference_steps,
+        scheduler=scheduler_choice(
+            name=scheduler,
+            sigma_spacing=sigmas,
+            timesteps=timesteps,
+            sigma_values=sigma_values,
+            eta=eta,
+        ),
         guidance_scale=guidance_scale,
         guidance_mode=guidance_mode,
         height_px=height_px,
@@ -194,7 +214,8 @@ def sample(
         def observe(event: "StepEvent") -> None:
             last = event.index + 1 == event.num_inference_steps
             stage = "decoding" if last else f"sigma {event.sigma_next:.2f}"
-            bars.update(task, completed=event.index + 1, stage=stage)
+            total = event.num_inference_steps
+            bars.update(task, completed=event.index + 1, total=total, stage=stage)
 
         result = workflow.sample(
             request,

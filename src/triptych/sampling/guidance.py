@@ -52,6 +52,17 @@ def predict_noise(
             _run(unet, sample, timestep=timestep, conditioning=half)
             for half in split_halves(conditioning)
         )
+    return classifier_free_guidance(unconditional, conditional, guidance_scale=guidance_scale)
+
+
+def classifier_free_guidance(
+    unconditional: NoisePred, conditional: NoisePred, *, guidance_scale: float
+) -> NoisePred:
+    """Away from the unconditional prediction: 0 stays there, 1 is the conditional one, and so on.
+
+    The formula alone, for any scale, negative ones too: sgm's and Cremage's VanillaCFG. Their
+    IdentityGuider is no call at all. Whether a run is guided is `is_guided`'s to say.
+    """
     step: NoisePred = np.float32(guidance_scale) * (conditional - unconditional)
     guided: NoisePred = unconditional + step
     return guided

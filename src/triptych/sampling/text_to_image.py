@@ -137,7 +137,7 @@ def prepare(
         settings.scheduler,
         num_inference_steps=settings.num_inference_steps,
     )
-    part = _part(settings, sampler.schedule)
+    part = chosen_part(settings, sampler.schedule)
     start = _start(
         bundle, runtime, settings, sampler.schedule, part=part, size_px=(height_px, width_px)
     )
@@ -233,8 +233,12 @@ def _check_numbers(settings: Settings) -> None:
         raise UsageError(f"guidance_scale: got {settings.guidance_scale}, want a finite number.")
 
 
-def _part(settings: Settings, schedule: Schedule) -> RunPart:
-    """The steps to take."""
+def chosen_part(settings: Settings, schedule: Schedule) -> RunPart:
+    """The steps of a schedule that a run takes.
+
+    Raises:
+        UsageError: the settings leave none, or contradict each other.
+    """
     part = whole_run(schedule)
     if settings.start is None:
         if settings.denoising_start is not None:

@@ -131,6 +131,8 @@ def run_record(
             "config": json.loads(
                 (bundle.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
             ),
+            "choice": asdict(settings.scheduler),
+            "noise_stream": asdict(prepared.start.noise_stream),
             "timesteps": [float(timestep) for timestep in prepared.schedule.timesteps],
             "sigmas": [float(sigma) for sigma in prepared.schedule.sigmas],
             "init_noise_sigma": prepared.schedule.init_noise_sigma,

@@ -16,8 +16,16 @@ from triptych.sampling.decode import pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
 from triptych.sampling.start import ImageStart
-from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
+from triptych.sampling.text_to_image import (
+    Prepared,
+    Settings,
+    chosen_part,
+    decode,
+    denoise,
+    prepare,
+)
 from triptych.types import ImagePixels, Latents
+from triptych.workflows.diffusers_schedulers import read_any_sampler
 from triptych.workflows.image_file import read_image
 from triptych.workflows.run_folder import (
     RUN_FILE,
@@ -107,16 +115,13 @@ def sample(
         BackendError: the engine or device is missing.
     """
     bundle = open_bundle(request.bundle, variant=request.variant)
-    runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
     settings = _with_image(request, bundle)
+    steps = _save_steps(bundle, settings, request.save_steps)
+    runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
     with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
             bundle.check_files()
-        prepared = prepare(bundle, runtime, settings)
-        steps = check_save_steps(
-            request.save_steps or (prepared.part.num_steps,),
-            num_inference_steps=prepared.part.num_steps,
-        )
+        prepared = prepare(bundle, runtime, settings, make_sampler=read_any_sampler)
         keeper = StepKeeper(steps)
         watchers: list[Observer] = [keeper, *observers]
         if request.previews:
@@ -164,6 +169,21 @@ def _with_image(request: SampleRequest, bundle: Bundle) -> Settings:
     image = read_image(request.image, size_px=size_px, scale=bundle.config.vae_scale_factor)
     start = ImageStart(image=image, strength=request.strength)
     return replace(settings, start=start, height_px=None, width_px=None)
+
+
+def _save_steps(bundle: Bundle, settings: Settings, asked: Sequence[int]) -> tuple[int, ...]:
+    """The steps to save, checked before anything runs.
+
+    Some schedulers evaluate the U-Net more often than they are asked for steps, and a picture to
+    start from leaves fewer: the last step is the run's.
+    """
+    sampler = read_any_sampler(
+        bundle.folder / "scheduler" / "scheduler_config.json",
+        settings.scheduler,
+        num_inference_steps=settings.num_inference_steps,
+    )
+    total = chosen_part(settings, sampler.schedule).num_steps
+    return check_save_steps(asked or (total,), num_inference_steps=total)
 
 
 def choose_runtime(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> Runtime:
