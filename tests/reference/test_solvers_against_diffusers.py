@@ -276,9 +276,32 @@ dpm_configs = st.fixed_dictionaries(
 def test_any_dpm_solver(config: Config, num_inference_steps: int, seed: int) -> None:
     if config["use_lu_lambdas"] and config["final_sigmas_type"] == "sigma_min":
         config["final_sigmas_type"] = "zero"  # a last step of no length: 0 / 0 in diffusers
+    # Where many steps share a short range, diffusers' float32 logarithms leave it up to 1.3e-5 away
+    # from itself with the weights in float64. The tests above hold to it as it is.
+    assert_same_run(
+        "DPMSolverMultistepScheduler",
+        {**SDXL, **config},
+        Steps(num_inference_steps=num_inference_steps),
+        seeds=(seed,),
+        answers=seed,
+        exact_weights=True,
+    )
+
+
+@pytest.mark.parametrize("num_inference_steps", [3, 14, 15])
+@pytest.mark.parametrize("solver_order", [2, 3])
+@pytest.mark.parametrize("ends", ["lower_order_final", "euler_at_final", "neither"])
+def test_dpm_solver_at_the_end_of_runs_short_and_long(
+    ends: str, solver_order: int, num_inference_steps: int
+) -> None:
+    config = SDXL | {
+        "solver_order": solver_order,
+        "lower_order_final": ends == "lower_order_final",
+        "euler_at_final": ends == "euler_at_final",
+        "final_sigmas_type": "sigma_min",
+    }
     steps = Steps(num_inference_steps=num_inference_steps)
-    config = {**SDXL, **config}
-    assert_same_run("DPMSolverMultistepScheduler", config, steps, seeds=(seed,), answers=seed)
+    assert_same_run("DPMSolverMultistepScheduler", config, steps)
 
 
 unipc_configs = st.fixed_dictionaries(

@@ -6,7 +6,12 @@ from typing import final
 import numpy as np
 
 from triptych.sampling.noise import NoiseStream
-from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, preserved_levels
+from triptych.sampling.schedule import (
+    Schedule,
+    denoised_from_noise_pred,
+    preserved_levels,
+    sigma_at,
+)
 from triptych.sampling.solvers.base import SolverState, SolverStep, drawn_noise
 from triptych.types import Latents, NoisePred
 
@@ -47,6 +52,7 @@ class LcmSolver:
             ScheduleError: `index` is outside the schedule.
             UsageError: there is no noise stream, and it is not the last step.
         """
+        sigma_at(schedule, index)
         scaled = float(schedule.timesteps[index]) * self.timestep_scaling
         skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
         out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
