@@ -9,6 +9,7 @@ import pytest
 
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.testing import tiny_checkpoint
+from triptych.types import FormatName
 from triptych.workflows.export import ExportRequest, export_bundles
 
 # Tests import OpenVINO themselves, and its import sends usage statistics: not from here.
@@ -32,12 +33,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
+def _exported(to: FormatName, checkpoint: Path, output: Path) -> Path:
+    request = ExportRequest(checkpoint=checkpoint, output=output, formats=[to])
+    return export_bundles(request)[to]
+
+
 @pytest.fixture(scope="session")
 def onnx_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its float32 ONNX bundle. Read only: copy it before changing anything."""
-    output = tmp_path_factory.mktemp("bundles")
-    request = ExportRequest(checkpoint=checkpoint, output=output, formats=["onnx"])
-    return export_bundles(request)["onnx"]
+    return _exported("onnx", checkpoint, tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +53,7 @@ def onnx_bundle(onnx_folder: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def openvino_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint's float32 OpenVINO bundle. Read only: copy it before changing anything."""
-    output = tmp_path_factory.mktemp("bundles")
-    request = ExportRequest(checkpoint=checkpoint, output=output, formats=["openvino"])
-    return export_bundles(request)["openvino"]
+    return _exported("openvino", checkpoint, tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +65,7 @@ def openvino_bundle(openvino_folder: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def coreml_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint's float32 Core ML bundle. Read only: copy it before changing anything."""
-    output = tmp_path_factory.mktemp("bundles")
-    request = ExportRequest(checkpoint=checkpoint, output=output, formats=["coreml"])
-    return export_bundles(request)["coreml"]
+    return _exported("coreml", checkpoint, tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="session")

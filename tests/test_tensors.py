@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import TensorMismatchError
-from triptych.tensors import TensorSpec, check_tensors, describe
+from triptych.tensors import (
+    TensorSpec,
+    axis_length,
+    check_tensors,
+    describe,
+    fixed_axes,
+    shape_fits,
+)
 from triptych.types import TensorMap
 
 LATENTS = TensorSpec(name="latents", dtype="float32", shape=("batch", 4, "height", "width"))
@@ -118,3 +125,33 @@ def test_nothing_is_broadcast(shape: tuple[int, ...]) -> None:
 
 def test_a_scalar_is_no_vector_of_one() -> None:
     assert mismatch({"timestep": zeros(1)}, TIMESTEP).actual == "float32 [1]"
+
+
+# Named axes
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fits"),
+    [((2, 3, 16), True), ((2, 3, 17), False), ((2, 4, 16), False), ((2, 3), False)],
+)
+def test_a_shape_fits_lengths_and_binds_its_words(lengths: tuple[int, ...], fits: bool) -> None:  # noqa: FBT001
+    bound = {"height": 2}
+    assert shape_fits(("batch", 3, "8*height"), lengths, bound=bound) is fits
+    assert bound["height"] == 2
+
+
+def test_fixed_axes_are_those_that_a_graph_has_lengths_for() -> None:
+    specs = [
+        TensorSpec(name="image", dtype="float32", shape=("batch", 3, "8*height", "8*width")),
+        TensorSpec(name="timestep", dtype="float32", shape=()),
+    ]
+    shapes: dict[str, tuple[int | str, ...]] = {"image": (1, 3, 64, "width_px"), "timestep": (1,)}
+    assert fixed_axes(specs, shapes) == {"batch": 1, "height": 8}
+    assert fixed_axes(specs, {}) == {}
+
+
+def test_an_axis_has_a_length_where_its_name_is_given() -> None:
+    axes = {"height": 9}
+    assert axis_length(3, axes) == 3
+    assert axis_length("8*height", axes) == 72
+    assert axis_length("batch", axes) is None

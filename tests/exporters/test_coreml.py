@@ -325,10 +325,8 @@ def test_palettes_are_coremltools_own(checkpoint: Path, tmp_path: Path) -> None:
         assert np.array_equal(packed_result[name], value), name
 
 
-@pytest.mark.slow
-def test_a_damaged_package_is_not_described(coreml_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_empty_package_is_not_described(tmp_path: Path) -> None:
     package = tmp_path / "m_text_encoder.mlpackage"
     package.mkdir()
     with pytest.raises(BundleError, match="want the manifest of a package"):
         make_exporter("coreml").describe(package)
-    assert coreml_bundle.artifact("text_encoder").path.is_dir()
