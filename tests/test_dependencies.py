@@ -1,3 +1,4 @@
+import importlib
 import sys
 from pathlib import Path
 
@@ -33,3 +34,19 @@ def test_the_package_that_an_import_misses_inside_is_named(
         import_optional("half_installed_engine", extra="export")
     assert caught.value.package == "no_such_package_anywhere"
     assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_what_sends_usage_statistics_cannot_be_imported_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
+    (tmp_path / "openvino_telemetry.py").touch()
+    (tmp_path / "talkative_engine.py").write_text(
+        "try:\n    import openvino_telemetry\nexcept ImportError:\n    quiet = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert import_optional("talkative_engine", extra="openvino").quiet
+    sender = importlib.import_module("openvino_telemetry")  # for others it is there, afterwards
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", sender)
+    import_optional("json", extra="openvino")
+    assert sys.modules["openvino_telemetry"] is sender

@@ -4,15 +4,21 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
 from triptych.errors import MissingDependencyError
 
+_USAGE_STATISTICS = "openvino_telemetry"
+
 
 def import_optional(name: str, *needed: str, extra: str) -> ModuleType:
     """Import a package.
+
+    Importing OpenVINO or NNCF alone sends usage statistics, from a forked process, unless nobody
+    in the process can import what sends them: here nobody can.
 
     Args:
         name: the module to import.
@@ -27,10 +33,26 @@ def import_optional(name: str, *needed: str, extra: str) -> ModuleType:
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package=package, extra=extra)
     try:
-        return importlib.import_module(name)
+        with _without_usage_statistics():
+            return importlib.import_module(name)
     except ImportError as error:
         package = (error.name or name).partition(".")[0]
         raise MissingDependencyError(package=package, extra=extra) from error
+
+
+@contextlib.contextmanager
+def _without_usage_statistics() -> Iterator[None]:
+    """Hide the package that sends them; its users are written to do without it."""
+    absent = object()
+    before = sys.modules.get(_USAGE_STATISTICS, absent)
+    sys.modules[_USAGE_STATISTICS] = None  # type: ignore[assignment]  # how imports are refused
+    try:
+        yield
+    finally:
+        if before is absent:
+            del sys.modules[_USAGE_STATISTICS]
+        else:
+            sys.modules[_USAGE_STATISTICS] = before  # type: ignore[assignment]
 
 
 def import_coremltools() -> ModuleType:

@@ -15,25 +15,26 @@ from triptych.tensors import TensorSpec
 from triptych.testing import check_runtime
 from triptych.types import Array, FormatName, TensorMap
 
-
-def bundle_for(runtime: Runtime, *bundles: Bundle) -> Bundle:
-    return next(bundle for bundle in bundles if bundle.format in runtime.formats)
+FIXTURES: dict[FormatName, str] = {
+    "coreml": "coreml_bundle",
+    "diffusers": "checkpoint_bundle",
+    "onnx": "onnx_bundle",
+    "openvino": "openvino_bundle",
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", runtime_names())
+@pytest.mark.parametrize(
+    ("name", "artifact_format"),
+    [(name, read) for name in runtime_names() for read in make_runtime(name).formats],
+)
 def test_every_engine_keeps_the_contract(
-    name: str,
-    onnx_bundle: Bundle,
-    openvino_bundle: Bundle,
-    coreml_bundle: Bundle,
-    checkpoint_bundle: Bundle,
+    name: str, artifact_format: FormatName, request: pytest.FixtureRequest
 ) -> None:
     if name == "coreml" and platform.system() != "Darwin":
         pytest.skip("Core ML runs on macOS only")
-    runtime = make_runtime(name)
-    bundles = (openvino_bundle, onnx_bundle, coreml_bundle, checkpoint_bundle)
-    check_runtime(runtime, bundle_for(runtime, *bundles))
+    bundle: Bundle = request.getfixturevalue(FIXTURES[artifact_format])
+    check_runtime(make_runtime(name), bundle)
 
 
 def test_a_bundle_without_components_has_not_passed(onnx_bundle: Bundle) -> None:

@@ -213,9 +213,11 @@ def test_a_half_precision_unet_is_good_at_every_timestep(
     conditioning: Conditioning,
     checkpoint_bundle: Bundle,
 ) -> None:
-    found = psnr_at(timestep, half_unet, conditioning, checkpoint_bundle); print(timestep, found); assert found > 60
+    found = psnr_at(timestep, half_unet, conditioning, checkpoint_bundle)
+    print(timestep, found)
+    assert found > 60
     widened = psnr_at(timestep, half_unet, conditioning, checkpoint_bundle, precision="fp32")
-    assert widened > 65, (timestep, widened)
+    assert widened > 70
 
 
 @pytest.mark.slow
@@ -229,7 +231,8 @@ def test_half_precision_sinusoids_would_not_be(
     monkeypatch.setattr(_coreml_convert, "may_be_half", lambda _: True)
     settings = ExportSettings(precision="fp16", coreml=CoreMlSettings(batch=1))
     artifact = export(checkpoint, "unet", tmp_path, settings)
-    assert psnr_at(999.0, artifact, conditioning, checkpoint_bundle) < 58
+    found = psnr_at(999.0, artifact, conditioning, checkpoint_bundle, precision="fp32")
+    assert found < 67
 
 
 @pytest.mark.slow

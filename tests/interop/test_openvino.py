@@ -30,7 +30,7 @@ from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.decode import pixels_from_image
 from triptych.sampling.text_to_image import Settings, decode, denoise, prepare
 from triptych.types import Array, Latents
-from triptych.workflows.check import declared_precisions
+from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions
 from triptych.workflows.inspect import inspect_path
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def optimum_export(checkpoint: Path, folder: Path, *, weight_format: str) -> Pat
     ran = subprocess.run(
         [*module, *arguments, "--weight-format", weight_format, str(folder)],
         cwd=folder.parent,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NNCF_CI": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NNCF_CI": "1", "CI": "true"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -263,6 +263,22 @@ def test_what_optimum_exports_gives_the_checkpoints_latents(
     prompts = Prompts(prompt=(PROMPT,))
     expected, _ = our_steps(checkpoint_bundle, prompts, runtime="pytorch")
     assert worst(our_steps(bundle, prompts)[0], expected) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("fixture", "precision"), [("foreign_folder", "fp32"), ("foreign_int8_folder", "int8")]
+)
+def test_what_optimum_exports_passes_the_check_in_its_class(
+    fixture: str, precision: str, checkpoint: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(fixture)
+    wish = CheckRequest(
+        bundle=folder, reference=checkpoint, runtime_settings=RuntimeSettings(), runtime="openvino"
+    )
+    report = check_bundle(wish, report=lambda _: None)
+    assert report.verdict == "passed"
+    assert {row.precision for row in report.rows} == {precision}
+    assert {row.component for row in report.rows if row.stage == "component"} == set(COMPONENTS)
 
 
 def test_int8_weights_of_optimum_are_reported_as_int8(

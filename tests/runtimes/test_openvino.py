@@ -1,7 +1,9 @@
 """OpenVINO computes in what it was told to, or says that it did not."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import openvino
@@ -19,7 +21,7 @@ from triptych.runtimes import make_runtime, runtimes_for
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.checked import open_session
 from triptych.runtimes.openvino import OpenVino
-from triptych.types import Array
+from triptych.types import Array, ComponentName
 from triptych.workflows.check import declared_precisions
 from triptych.workflows.doctor import diagnose
 from triptych.workflows.export import ExportRequest, export_bundles
@@ -188,15 +190,94 @@ def test_static_axes_compile_for_one_size(openvino_bundle: Bundle) -> None:
     assert rel_l2(predict(openvino_bundle, static, timestep=500.0), expected) < 1e-5
 
 
+def test_static_axes_that_sdxl_has_not_are_refused(openvino_bundle: Bundle) -> None:
+    static = OpenVino(settings=RuntimeSettings(), static_axes={"depth": 8})
+    with pytest.raises(UsageError, match="got static axes depth, want batch, height, width"):
+        static.open(openvino_bundle.artifact("unet"))
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
+def test_a_nan_in_one_weight_fails_the_check_and_names_the_component(
+    component: ComponentName, recording: Recording, openvino_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(openvino_folder, tmp_path / "bundle")
+    (folder / "triptych.json").unlink()  # so that no hash tells
+    plant_nan(folder / component / "openvino_model.xml")
+    report = run_check(recording, open_bundle(folder), make_runtime("openvino"))
+    assert report.verdict == "failed"
+    failed = [row for row in report.rows if row.verdict == "failed" and row.stage == "component"]
+    assert {row.component for row in failed} == {component}
+    assert {row.case for row in failed} == {
+        case.name for case in recording.cases if case.component == component
+    }
+    assert all("NaN" in row.reason for row in failed)
+
+
+def plant_nan(graph: Path) -> None:
+    """Make the first element of the graph's first bias NaN."""
+    layers = ET.parse(graph).iter("layer")  # noqa: S314  it was written here
+    biases = [layer for layer in layers if str(layer.get("name")).endswith(".bias")]
+    data = biases[0].find("data")
+    assert data is not None
+    with graph.with_suffix(".bin").open("r+b") as stream:
+        stream.seek(int(data.attrib["offset"]))
+        stream.write(np.array(np.nan, np.float32).tobytes())
+
+
+def test_a_device_that_shows_no_nodes_declares_nothing(
+    openvino_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an NPU: what was not read back is not called a match."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("Not implemented")
+
+    monkeypatch.setattr(openvino.CompiledModel, "get_runtime_model", refuse)
+    with open_session(make_runtime("openvino"), openvino_bundle, "text_encoder") as session:
+        assert session.execution.declared_precision is None
+        assert session.execution.precision == "fp32"
+        assert session.execution.details["nodes"] == ""
+
+
 def test_a_compiled_network_is_kept_and_used_again(openvino_bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     cached = make_runtime("openvino", RuntimeSettings(cache_dir=folder))
     first = predict(openvino_bundle, cached, timestep=500.0)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.blob")}
     assert len(written) == 1
+    with open_session(cached, openvino_bundle, "unet") as unet:
+        assert unet.execution.details["loaded_from_cache"] == "true"
+        assert unet.execution.precision == "fp32"
     again = predict(openvino_bundle, cached, timestep=500.0)
     np.testing.assert_array_equal(again, first)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.blob")} == written
+
+
+def test_a_kept_network_does_not_bring_another_bundles_weights(
+    openvino_bundle: Bundle, openvino_folder: Path, tmp_path: Path
+) -> None:
+    """What is kept holds no weights, so the networks of two bundles look alike."""
+    cached = make_runtime("openvino", RuntimeSettings(cache_dir=tmp_path / "cache"))
+    first = predict(openvino_bundle, cached, timestep=500.0)
+    folder = shutil.copytree(openvino_folder, tmp_path / "bundle")
+    (folder / "triptych.json").unlink()
+    path = folder / "unet" / "openvino_model.bin"
+    weights = np.fromfile(path, np.uint8)
+    middle = weights.size // 8 * 4
+    weights[middle : middle + 20000].view(np.float32)[...] *= 1.5
+    weights.tofile(path)
+    other = open_bundle(folder)
+    expected = predict(other, make_runtime("openvino"), timestep=500.0)
+    for _ in range(2):
+        actual = predict(other, cached, timestep=500.0)
+        np.testing.assert_array_equal(actual, expected)
+    assert rel_l2(first, expected) > 1e-3
+
+
+def test_openvino_keeps_no_cache_of_onnx_graphs(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    cached = make_runtime("openvino", RuntimeSettings(cache_dir=tmp_path))
+    with pytest.raises(UsageError, match="keeps no cache of others"):
+        cached.open(onnx_bundle.artifact("text_encoder"))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "pytorch"])

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,23 +75,19 @@ def compress_weights(model: "openvino.Model") -> "openvino.Model":
     Nothing but weights: activations stay as they are. Source: NNCF's INT8_ASYM, which is
     optimum-intel's `--weight-format int8`.
     """
-    with _silent_nncf():
-        nncf = import_optional("nncf", extra="export")
+    nncf = import_optional("nncf", extra="export")
+    with _silence("nncf"):
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
 @contextlib.contextmanager
-def _silent_nncf() -> Iterator[None]:
-    """NNCF prints tables, draws progress, and sends usage statistics unless it is told not to."""
-    logger = logging.getLogger("nncf")
-    before = os.environ.get("NNCF_CI"), logger.level
-    os.environ["NNCF_CI"] = "1"  # read when NNCF is imported
+def _silence(name: str) -> Iterator[None]:
+    """Neither log nor print: NNCF does both, and draws progress, while it works."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            import_optional("nncf", extra="export")
-            logger.setLevel(logging.ERROR)
             yield
     finally:
-        logger.setLevel(before[1])
-        if before[0] is None:
-            del os.environ["NNCF_CI"]
+        logger.setLevel(before)

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, final
 from xml.etree import ElementTree as ET
 
+import numpy as np
+
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
 from triptych.errors import BundleError, UsageError
@@ -156,7 +158,32 @@ def _convert(openvino: ModuleType, graph: bytes) -> "openvino.Model":
 
     model = openvino.Core().read_model(graph, b"")
     apply_moc_transformations(model, cf=True)
+    _fold_known_lengths(model)
+    apply_moc_transformations(model, cf=True)  # what hangs on those lengths is constant now
     return model
+
+
+def _fold_known_lengths(model: "openvino.Model") -> None:
+    """Replace lengths that are read from a shape, though they are fixed, by constants.
+
+    The tracer scales attention by a length of its query. Left as it is, that is computed at every
+    run, and OpenVINO 2026.4 cannot read back what it keeps of such a network in a cache.
+    """
+    from openvino import opset13
+
+    for node in model.get_ops():
+        if node.get_type_name() != "Slice":
+            continue
+        source, start, stop, step, _axis = (value.get_node() for value in node.input_values())
+        if source.get_type_name() != "ShapeOf":
+            continue
+        bounds = slice(*(int(bound.get_data()[0]) for bound in (start, stop, step)))
+        lengths = list(source.input_value(0).get_partial_shape())[bounds]
+        if all(length.is_static for length in lengths):
+            known = np.array([length.get_length() for length in lengths], np.int64)
+            for reader in node.output(0).get_target_inputs():
+                reader.replace_source_output(opset13.constant(known).output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _finish(model: "openvino.Model", component: ComponentName, checkpoint: Checkpoint) -> None:
@@ -234,9 +261,9 @@ def _read(path: Path) -> "openvino.Model":
 def _weights(model: "openvino.Model") -> Iterator["openvino.op.Constant"]:
     """The constants that were learnt.
 
-    Ours are named. In graphs made by others, folding has taken many names away, so there it is
-    every array of a dtype that weights have, but for scales and tables of sinusoids: a mask of a
-    text encoder is counted with them.
+    Ours are named, also after OpenVINO has compressed them further. In graphs made by others,
+    folding has taken many names away, so there it is every array of a dtype that weights have, but
+    for scales and tables of sinusoids: a mask of a text encoder is counted with them.
     """
     named = model.has_rt_info(list(_NAMED_WEIGHTS))
     tables = {node.get_friendly_name() for node in _sinusoids(model)}
@@ -250,7 +277,8 @@ def _weights(model: "openvino.Model") -> Iterator["openvino.op.Constant"]:
             and name not in tables
             and not name.endswith(("/scale", "/zero_point"))
         )
-        if name.endswith((".weight", ".bias")) if named else is_array:
+        is_named = name.removesuffix("_compressed").endswith((".weight", ".bias"))
+        if is_named if named else is_array:
             yield node
 
 

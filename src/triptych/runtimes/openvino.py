@@ -35,6 +35,9 @@ _NO_ARITHMETIC = {
 """Layers of a compiled network that only move or widen numbers: what they run in rounds nothing
 that was not rounded before or is not after."""
 
+_AXES = ("batch", "height", "width")
+"""The axes of SDXL's tensors that are not fixed; height and width are the latents'."""
+
 _DISTRIBUTIONS = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 
@@ -102,7 +105,7 @@ class OpenVino:
                 f"openvino: got no device {device!r}, want one of those present: "
                 f"{', '.join(core.available_devices)}."
             )
-        config = self._config(core, device)
+        config = self._config(core, device, artifact)
         model = _read(engine, core, artifact)
         if self.static_axes:
             model.reshape(_static_shapes(artifact, self.static_axes))
@@ -144,8 +147,9 @@ class OpenVino:
             remedy="",
         )
 
-    def _config(self, core: "openvino.Core", device: str) -> dict[str, object]:
+    def _config(self, core: "openvino.Core", device: str, artifact: Artifact) -> dict[str, object]:
         settings = self.settings
+        supported = core.get_property(device, "SUPPORTED_PROPERTIES")
         if settings.precision == "int8":
             raise UsageError(
                 "openvino: got --precision int8, want fp32, fp16 or bf16: what it computes in. "
@@ -154,15 +158,21 @@ class OpenVino:
         config: dict[str, object] = {}
         if self.force_precision:
             config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
-            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property(
-                device, "SUPPORTED_PROPERTIES"
-            ):  # else activations beside int8 weights are rounded to int8, unasked
+            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported:
+                # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if settings.num_threads is not None:
             config["INFERENCE_NUM_THREADS"] = settings.num_threads
         if settings.cache_dir is not None:
+            if artifact.format != "openvino":  # 2026.4 would write, and never read back
+                raise UsageError(
+                    f"openvino: got --cache-dir for a graph in {artifact.format} format, want one "
+                    "in openvino format: it keeps no cache of others. Leave it out."
+                )
             config["CACHE_DIR"] = str(settings.cache_dir)
             config["CACHE_MODE"] = "OPTIMIZE_SIZE"
+            if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
+                config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
         return config
 
     def _execution(
@@ -171,19 +181,20 @@ class OpenVino:
         group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
         nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
         hint = _property(compiled, "INFERENCE_PRECISION_HINT")
-        ran = max(nodes, key=PRECISIONS.index) if nodes else hint
+        ran = max(nodes, key=PRECISIONS.index) if nodes else _KINDS.get(hint, hint or "unknown")
         threads = self.settings.num_threads
         return Execution(
             runtime=self.name,
             version=engine.__version__.partition("-")[0],
             device=device,
             precision=ran,
-            declared_precision=self.settings.precision or "fp32",
+            declared_precision=(self.settings.precision or "fp32") if nodes else None,
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
                 "nodes": ", ".join(f"{count} {name}" for name, count in sorted(nodes.items())),
                 "threads": str(threads) if threads else "the engine's choice",
+                "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),
             },
         )
 
@@ -239,6 +250,11 @@ def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
 
 
 def _static_shapes(artifact: Artifact, axes: Mapping[str, int]) -> dict[str, list[int]]:
+    unknown = set(axes) - set(_AXES)
+    if unknown:
+        raise UsageError(
+            f"openvino: got static axes {', '.join(sorted(unknown))}, want {', '.join(_AXES)}."
+        )
     shapes = {}
     for spec, binding in zip(artifact.spec.inputs, artifact.bindings.inputs, strict=True):
         lengths = [_length(axis, axes) for axis in spec.shape]
@@ -258,13 +274,18 @@ def _node_precisions(
 ) -> Counter[Precision]:
     """How many nodes of the compiled network compute in what; integer shape sums do not count."""
     found = Counter[Precision]()
-    for node in compiled.get_runtime_model().get_ops():
+    try:
+        network = compiled.get_runtime_model()
+    except RuntimeError:  # not every device shows what it made of the graph
+        return found
+    for node in network.get_ops():
         facts = {key: value.astype(str) for key, value in node.get_rt_info().items()}
         kind = facts.get("runtimePrecision", "")
         if facts.get("layerType") in _NO_ARITHMETIC:
             continue
-        if kind in ("i8", "u8", "dynamic") and not (kind != "dynamic" and rounds_activations):
-            # The kind of its weights; how it computes ends the kernel's name: "brgemm_avx512_f32".
+        tells_weights = kind in ("i8", "u8") and not rounds_activations
+        if kind == "dynamic" or tells_weights:
+            # How it computes ends the kernel's name: "brgemm_avx512_f32".
             kind = facts.get("primitiveType", "").rpartition("_")[2].lower()
         if kind in _KINDS:
             found[_KINDS[kind]] += 1
