@@ -138,6 +138,14 @@ def fixed_axes(
     return axes
 
 
+def axis_length(axis: int | str, axes: Mapping[str, int]) -> int | None:
+    """The length of one axis of a spec, given named ones; None where its name is not given."""
+    if isinstance(axis, int):
+        return axis
+    factor, name = _factor_and_name(axis)
+    return axes[name] * factor if name in axes else None
+
+
 def _axis_fits(axis: int | str, length: int, bound: dict[str, int]) -> bool:
     """Whether one length fits one axis; the first length seen binds a named axis."""
     if isinstance(axis, int):

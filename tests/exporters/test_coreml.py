@@ -213,9 +213,7 @@ def test_a_half_precision_unet_is_good_at_every_timestep(
     conditioning: Conditioning,
     checkpoint_bundle: Bundle,
 ) -> None:
-    found = psnr_at(timestep, half_unet, conditioning, checkpoint_bundle)
-    print(timestep, found)
-    assert found > 60
+    assert psnr_at(timestep, half_unet, conditioning, checkpoint_bundle) > 60
     widened = psnr_at(timestep, half_unet, conditioning, checkpoint_bundle, precision="fp32")
     assert widened > 70
 

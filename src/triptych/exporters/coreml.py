@@ -24,7 +24,7 @@ from triptych.exporters.base import (
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
 from triptych.models.tokenizer_files import read_vocabulary
-from triptych.tensors import PortSpecs, TensorSpec
+from triptych.tensors import PortSpecs, TensorSpec, axis_length
 from triptych.types import (
     PRECISIONS,
     ComponentName,
@@ -169,7 +169,7 @@ def built_ports(
     ports = apple.contract_ports(component, config, ports)
     half = component_precision(component, config, settings.precision) == "fp16"
     inputs, outputs = (
-        tuple(replace(port, shape=sized_shape(port.shape, axes)) for port in side)
+        tuple(replace(port, shape=_sized(port.shape, axes)) for port in side)
         for side in (ports.inputs, ports.outputs)
     )
     return PortSpecs(inputs=tuple(_with_dtype(port, half=half) for port in inputs), outputs=outputs)
@@ -180,11 +180,9 @@ def _with_dtype(port: TensorSpec, *, half: bool) -> TensorSpec:
     return replace(port, dtype="float32" if keeps else "float16")
 
 
-def sized_shape(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tuple[int, ...]:
+def _sized(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tuple[int | str, ...]:
     """A shape with lengths for its words."""
-    return tuple(axis if isinstance(axis, int) else _length(axis, axes) for axis in shape)
-
-
-def _length(axis: str, axes: Mapping[str, int]) -> int:
-    factor, star, name = axis.rpartition("*")
-    return axes[name] * (int(factor) if star else 1)
+    lengths = [axis_length(axis, axes) for axis in shape]
+    return tuple(
+        axis if length is None else length for axis, length in zip(shape, lengths, strict=True)
+    )

@@ -15,7 +15,7 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings
-from triptych.tensors import TensorSpec
+from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
 
 if TYPE_CHECKING:
@@ -257,16 +257,9 @@ def _static_shapes(artifact: Artifact, axes: Mapping[str, int]) -> dict[str, lis
         )
     shapes = {}
     for spec, binding in zip(artifact.spec.inputs, artifact.bindings.inputs, strict=True):
-        lengths = [_length(axis, axes) for axis in spec.shape]
-        shapes[binding.artifact_name] = lengths or [1]
+        lengths = [axis_length(axis, axes) for axis in spec.shape]
+        shapes[binding.artifact_name] = [-1 if size is None else size for size in lengths] or [1]
     return shapes
-
-
-def _length(axis: int | str, axes: Mapping[str, int]) -> int:
-    if isinstance(axis, int):
-        return axis
-    factor, star, name = axis.rpartition("*")
-    return axes[name] * (int(factor) if star else 1) if name in axes else -1
 
 
 def _node_precisions(
