@@ -279,7 +279,7 @@ def test_demo_from_nothing_to_checked_pictures_and_again(tmp_path: Path) -> None
     assert sheet.shape == (28 + len(engines) * (128 + 6), 170 + 4 * (128 + 6), 3)
     for row, runtime in enumerate(engines):
         for column, step in enumerate((1, 2, 4, 8)):
-            picture = pixels(output / runtime / f"step_{step:02d}.png")
+            picture = pixels(output / "pictures" / runtime / f"step_{step:02d}.png")
             top, left = 28 + row * 134, 170 + column * 134
             np.testing.assert_array_equal(sheet[top : top + 128, left : left + 128], picture)
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]

@@ -93,7 +93,7 @@ def test_modes_differ_as_they_say(unets: dict[str, Artifact]) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "told"),
     [
-        (RuntimeSettings(device="ane"), BackendError, "got no device 'ane', want cpu"),
+        (RuntimeSettings(device="gpu"), BackendError, "got no device 'gpu', want cpu"),
         (RuntimeSettings(precision="bf16"), UsageError, "got --precision bf16, want fp32"),
         (RuntimeSettings(cache_dir=Path("x")), UsageError, "got --cache-dir"),
     ],

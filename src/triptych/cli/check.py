@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from triptych.parity.report import ParityReport
+    from triptych.runtimes.base import Execution
 
 _COLOURS = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
 
@@ -86,16 +87,27 @@ def check(
 
 
 def print_report(report: "ParityReport") -> None:
-    """Print the worst row of each stage and the verdict."""
+    """Print the worst row of each stage, what ran, and the verdict."""
     console = stdout()
     console.print(parity_table(report))
+    for line in dict.fromkeys(_execution_text(found) for found in report.candidates.values()):
+        console.print(f"ran on {line}", markup=False)
     passed = sum(row.verdict == "passed" for row in report.rows)
     colour = _COLOURS[report.verdict]
     console.print(f"[{colour}]{report.verdict}[/]: {passed} of {len(report.rows)} comparisons")
 
 
+def _execution_text(execution: "Execution") -> str:
+    certified = execution.details.get("certifies")
+    remark = f"; certifies {certified}" if certified else ""
+    return (
+        f"{execution.runtime} {execution.version}, {execution.device}, "
+        f"{execution.precision}{remark}"
+    )
+
+
 def parity_table(report: "ParityReport") -> "Table":
-    """The worst row of each stage and component."""
+    """The worst row of each stage and component; precision and contract where they failed."""
     from rich.table import Table
 
     from triptych.parity.report import worst_rows
@@ -107,6 +119,8 @@ def parity_table(report: "ParityReport") -> "Table":
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for row in worst_rows(report):
+        if row.verdict == "passed" and row.comparison is None:
+            continue
         found = row.comparison
         step = f"step {row.step}, " if row.step is not None else ""
         table.add_row(

@@ -127,7 +127,7 @@ def _sample(
     report(f"sampling on {runtime}", fraction)
     request = SampleRequest(
         bundle=bundle,
-        output=folder / runtime,
+        output=folder / "pictures" / runtime,
         settings=Settings(prompts=Prompts(prompt=(_PROMPT,)), num_inference_steps=_STEPS),
         save_steps=_SAVE_STEPS,
         runtime=runtime,
