@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from triptych.runtimes import make_runtime
 from triptych.runtimes.checked import open_session
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.export import ExportRequest, export_bundles
-from triptych.workflows.export_process import ExportJob, export_component, run_export_job
+from triptych.workflows.export_process import ExportJob, export_component
+from triptych.workflows.export_workers import ExportWorkers
 
 COMPONENTS = {"text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"}
 
@@ -200,8 +202,8 @@ def test_a_worker_that_ends_without_a_word(
     worker: Path, checkpoint: Path, tmp_path: Path, lines: str, told: str
 ) -> None:
     worker.write_text(f"#!/bin/sh\n{lines}\n")
-    with pytest.raises(BackendError, match=told):
-        run_export_job(job(checkpoint, tmp_path), report=ignore)
+    with ExportWorkers() as workers, pytest.raises(BackendError, match=told):
+        workers.run(job(checkpoint, tmp_path), keep=True, report=ignore)
 
 
 @pytest.mark.slow
@@ -228,5 +230,28 @@ def test_a_workers_error_keeps_its_message_and_exit_code(
 ) -> None:
     message = json.dumps({"error": "what went wrong", "exit_code": code})
     worker.write_text(f"#!/bin/sh\nread job\necho '{message}'\n")
-    with pytest.raises(error, match=r"^what went wrong$"):
-        run_export_job(job(checkpoint, tmp_path), report=ignore)
+    with ExportWorkers() as workers, pytest.raises(error, match=r"^what went wrong$"):
+        workers.run(job(checkpoint, tmp_path), keep=True, report=ignore)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_worker_does_as_many_jobs_as_it_is_kept_for(
+    *, keep: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start: Callable[..., subprocess.Popen[str]] = subprocess.Popen
+
+    def count(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", count)
+    with ExportWorkers() as workers:
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            record = workers.run(job(checkpoint, folder), keep=keep, report=ignore)
+            assert record.name == "text_encoder"
+    assert len(started) == (1 if keep else 2)
+    assert all(process.poll() is not None for process in started)

@@ -1,4 +1,4 @@
-"""Export a checkpoint: one subprocess a component, verified, then renamed into place as a whole."""
+"""Export a checkpoint: in processes of their own, verified, then renamed into place as a whole."""
 
 import importlib.metadata
 import platform
@@ -18,7 +18,11 @@ from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.sdxl import COMPONENTS
 from triptych.types import ComponentName, FormatName
-from triptych.workflows.export_process import ExportJob, run_export_job
+from triptych.workflows.export_process import ExportJob
+from triptych.workflows.export_workers import ExportWorkers
+
+_KEPT_WEIGHT_BYTES = 1 << 30
+"""A process that exported more weights than this is ended, which gives its memory back."""
 
 _ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
 _TOOLCHAIN = (
@@ -50,7 +54,7 @@ class ExportRequest:
         settings: precision, and what single formats have besides.
         variant: the checkpoint's weight variant, such as "fp16".
         overwrite: replace bundles that exist, each as a whole.
-        num_jobs: components exported at once. Each is a process of its own.
+        num_jobs: components exported at once, each in a process of its own.
     """
 
     checkpoint: Path
@@ -87,10 +91,18 @@ def export_bundles(
     for name in request.formats:
         make_exporter(name, request.settings)
     _check_used(request)
-    return {
-        name: _export_bundle(checkpoint, request, to=name, components=components, progress=progress)
-        for name in dict.fromkeys(request.formats)
-    }
+    with ExportWorkers() as workers:
+        return {
+            name: _export_bundle(
+                checkpoint,
+                request,
+                workers,
+                to=name,
+                components=components,
+                progress=progress,
+            )
+            for name in dict.fromkeys(request.formats)
+        }
 
 
 def _check_used(request: ExportRequest) -> None:
@@ -119,6 +131,7 @@ def _choose_components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[
 def _export_bundle(
     checkpoint: Checkpoint,
     request: ExportRequest,
+    workers: ExportWorkers,
     *,
     to: FormatName,
     components: Sequence[ComponentName],
@@ -129,7 +142,13 @@ def _export_bundle(
         _copy_assets(checkpoint, folder)
         make_exporter(to, request.settings).export_assets(folder)
         records = _export_components(
-            checkpoint, request, to=to, components=components, folder=folder, progress=progress
+            checkpoint,
+            request,
+            workers,
+            to=to,
+            components=components,
+            folder=folder,
+            progress=progress,
         )
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -149,6 +168,7 @@ def _export_bundle(
 def _export_components(
     checkpoint: Checkpoint,
     request: ExportRequest,
+    workers: ExportWorkers,
     *,
     to: FormatName,
     components: Sequence[ComponentName],
@@ -169,7 +189,8 @@ def _export_components(
             if progress is not None:
                 progress(to=to, component=component, stage=stage, fraction=fraction)
 
-        record = run_export_job(job, report=report)
+        keep = _weight_bytes(checkpoint, component) <= _KEPT_WEIGHT_BYTES
+        record = workers.run(job, keep=keep, report=report)
         report("done", 1.0)
         return record
 

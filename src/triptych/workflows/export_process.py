@@ -1,13 +1,12 @@
-"""The process that exports one component: the parent's side and the child's.
+"""The process that exports components, one after another, as its parent tells it.
 
-A process of its own gives its memory back for certain, and a crash in a converter ends one
-component, not the caller. They speak JSON lines over the child's stdout; the child leaves when
-its stdin ends, so that it does not outlive a killed parent.
+They speak JSON lines: jobs on stdin, messages on stdout. The process leaves when its stdin ends,
+whatever it is doing, so that it does not outlive a killed parent.
 """
 
 import contextlib
 import os
-import subprocess
+import queue
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,26 +20,13 @@ from triptych.bundle.bundle import make_artifact
 from triptych.bundle.layouts import artifact_paths
 from triptych.bundle.manifest import ComponentRecord, TensorRecord
 from triptych.bundle.store import file_sha256
-from triptych.errors import (
-    BackendError,
-    BrokenInputError,
-    TriptychError,
-    UsageError,
-    VerificationError,
-)
+from triptych.errors import TriptychError
 from triptych.exporters import make_exporter
 from triptych.exporters.base import ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.verify import verify_artifact
-
-_ERRORS: dict[int, type[TriptychError]] = {
-    1: VerificationError,
-    2: UsageError,
-    3: BrokenInputError,
-    4: BackendError,
-}
 
 
 @final
@@ -67,7 +53,7 @@ class ExportJob:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Message:
+class Message:
     """One line from the child: progress, or its end, well or badly."""
 
     stage: str = ""
@@ -75,60 +61,6 @@ class _Message:
     record: ComponentRecord | None = None
     error: str = ""
     exit_code: int = 0
-
-
-def run_export_job(job: ExportJob, *, report: ExportReporter) -> ComponentRecord:
-    """Export one component in a child process and wait for it.
-
-    Raises:
-        TriptychError: what the child raised, of the class with its exit code; BackendError when
-            it ended without a word.
-    """
-    report("starting", 0.0)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "triptych.workflows.export_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    try:
-        return _follow(child, job, report)
-    finally:
-        child.kill()
-        child.wait()
-        for stream in (child.stdin, child.stdout, child.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-
-def _follow(
-    child: "subprocess.Popen[str]", job: ExportJob, report: ExportReporter
-) -> ComponentRecord:
-    if child.stdin is None or child.stdout is None or child.stderr is None:
-        raise BackendError("export process: got no pipes, want three.")
-    talk: list[str] = []
-    listener = threading.Thread(target=talk.extend, args=(child.stderr,), daemon=True)
-    listener.start()
-    with contextlib.suppress(BrokenPipeError):  # it is gone already; below says how it ended
-        child.stdin.write(msgspec.json.encode(job).decode() + "\n")
-        child.stdin.flush()
-    for line in child.stdout:
-        message = msgspec.json.decode(line, type=_Message)
-        if message.record is not None:
-            return message.record
-        if message.error:
-            raise _ERRORS.get(message.exit_code, TriptychError)(message.error)
-        report(message.stage, message.fraction)
-    code = child.wait()
-    listener.join(timeout=5)
-    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-    hint = " Most often the machine ran out of memory." if code == -9 else ""
-    raise BackendError(
-        f"{job.component}: the export process ended with {ending}.{hint}\n{''.join(talk[-20:])}"
-    )
 
 
 def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentRecord:
@@ -190,24 +122,33 @@ def _source_hashes(checkpoint: Checkpoint, component: ComponentName) -> dict[str
 
 
 def _main() -> None:
-    """The child: one job from stdin, messages to stdout, everything else to stderr."""
+    """The child: jobs from stdin, messages to stdout, everything else to stderr."""
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
     with _private_stdout() as stdout:
 
-        def send(message: _Message) -> None:
+        def send(message: Message) -> None:
             stdout.write(msgspec.json.encode(message).decode() + "\n")
             stdout.flush()
 
-        job = msgspec.json.decode(sys.stdin.readline(), type=ExportJob)
-        threading.Thread(target=_leave_with_parent, daemon=True).start()
-        try:
-            record = export_component(
-                job,
-                report=lambda stage, fraction: send(_Message(stage=stage, fraction=fraction)),
-            )
-        except TriptychError as error:
-            send(_Message(error=str(error), exit_code=error.exit_code))
-        else:
-            send(_Message(record=record))
+        while True:
+            job = msgspec.json.decode(jobs.get(), type=ExportJob)
+            try:
+                record = export_component(
+                    job,
+                    report=lambda stage, fraction: send(Message(stage=stage, fraction=fraction)),
+                )
+            except TriptychError as error:
+                send(Message(error=str(error), exit_code=error.exit_code))
+            else:
+                send(Message(record=record))
+
+
+def _read_jobs(jobs: "queue.SimpleQueue[str]") -> None:
+    """Pass lines on; leave at once when there will be no more."""
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -216,11 +157,6 @@ def _private_stdout() -> Iterator[TextIO]:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
         os.dup2(2, 1)
         yield stdout
-
-
-def _leave_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":
