@@ -188,7 +188,15 @@ def test_an_exporter_that_describes_damaged_files_breaks_the_contract(
 def test_fp32_weights_break_the_contract_of_an_fp16_export(
     sound_exporter: FaultyExporter, checkpoint: Path, tmp_path: Path
 ) -> None:
+    inner = make_exporter("onnx", ExportSettings(precision="fp16"))
     with pytest.raises(CheckFailedError, match="for fp16"):
+        check_exporter(replace(sound_exporter, inner=inner), checkpoint, tmp_path, precision="fp16")
+
+
+def test_another_class_than_asked_for_breaks_the_contract(
+    sound_exporter: FaultyExporter, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckFailedError, match="got precision fp32, want fp16"):
         check_exporter(sound_exporter, checkpoint, tmp_path, precision="fp16")
 
 

@@ -26,7 +26,7 @@ from triptych.mil.facts import MASKED
 from triptych.mil.reading import read_program
 from triptych.mil.weights import Weight
 from triptych.models.checkpoint import open_checkpoint
-from triptych.models.sdxl import SdxlConfig, read_sdxl_config
+from triptych.models.sdxl import COMPONENTS, SdxlConfig, read_sdxl_config
 from triptych.parity.metrics import psnr_db, rel_l2
 from triptych.parity.recording import default_settings
 from triptych.runtimes import make_runtime
@@ -40,13 +40,6 @@ from triptych.tensors import TensorSpec
 from triptych.types import Array, ComponentName, Precision
 
 PREFIX = "Stable_Diffusion_version_tiny_"
-COMPONENTS: tuple[ComponentName, ...] = (
-    "text_encoder",
-    "text_encoder_2",
-    "unet",
-    "vae_encoder",
-    "vae_decoder",
-)
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,9 @@ def checkpoint_without_text_encoder(checkpoint: Path, target: Path) -> Path:
 
 def test_no_format(checkpoint: Path, tmp_path: Path) -> None:
     request = ExportRequest(checkpoint=checkpoint, output=tmp_path / "out", formats=[])
-    with pytest.raises(UsageError, match="formats: got none, want at least one of coreml, onnx, openvino"):
+    with pytest.raises(
+        UsageError, match="formats: got none, want at least one of coreml, onnx, openvino"
+    ):
         export_bundles(request)
 
 

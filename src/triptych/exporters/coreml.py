@@ -35,6 +35,8 @@ from triptych.types import (
     Precision,
 )
 
+_VAE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
+
 _NEVER_HALF = ("input_ids", "timestep", "time_ids")
 """Inputs that stay float32 in a float16 program: half precision holds integers to 2048 only."""
 
@@ -124,9 +126,6 @@ class CoreMlExporter:
         return tuple(
             folder / apple.package_name(submodule, version=version, chunk=chunk) for chunk in chunks
         )
-
-
-_VAE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
 
 
 def make_exporter(settings: ExportSettings) -> CoreMlExporter:

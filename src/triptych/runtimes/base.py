@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 from triptych.bundle.bundle import Artifact
+from triptych.errors import MissingDependencyError
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, Precision, TensorMap
 
@@ -73,6 +74,18 @@ class Probe:
     devices: tuple[str, ...]
     precision: Mapping[str, str]
     remedy: str
+
+
+def absent_probe(runtime: str, reason: MissingDependencyError) -> Probe:
+    """The probe of an engine that is not installed."""
+    return Probe(
+        runtime=runtime,
+        installed=False,
+        versions={},
+        devices=(),
+        precision={},
+        remedy=str(reason),
+    )
 
 
 @runtime_checkable

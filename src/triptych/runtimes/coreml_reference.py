@@ -15,7 +15,7 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_coremltools, import_optional
 from triptych.errors import BackendError, MissingDependencyError, UsageError
 from triptych.mil.facts import declared_precision, fed_inputs
-from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, TensorMap
 
@@ -103,14 +103,7 @@ class CoreMlReference:
         try:
             _import_engine()
         except MissingDependencyError as error:
-            return Probe(
-                runtime=self.name,
-                installed=False,
-                versions={},
-                devices=(),
-                precision={},
-                remedy=str(error),
-            )
+            return absent_probe(self.name, error)
         return Probe(
             runtime=self.name,
             installed=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
-from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, TensorMap
 
@@ -103,14 +103,7 @@ class OnnxRuntime:
         try:
             engine = _import_engine()
         except MissingDependencyError as error:
-            return Probe(
-                runtime=self.name,
-                installed=False,
-                versions={},
-                devices=(),
-                precision={},
-                remedy=str(error),
-            )
+            return absent_probe(self.name, error)
         providers = tuple(engine.get_available_providers())
         precision = {
             provider: "float32, TF32 off" if "CUDA" in provider else "float32"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, final
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
-from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
 
@@ -129,14 +129,7 @@ class OpenVino:
         try:
             engine = _import_engine()
         except MissingDependencyError as error:
-            return Probe(
-                runtime=self.name,
-                installed=False,
-                versions={},
-                devices=(),
-                precision={},
-                remedy=str(error),
-            )
+            return absent_probe(self.name, error)
         core = engine.Core()
         return Probe(
             runtime=self.name,

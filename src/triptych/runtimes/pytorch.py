@@ -11,7 +11,7 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, MissingDependencyError, UsageError
 from triptych.models.sdxl import component_precision
-from triptych.runtimes.base import Execution, Probe, RuntimeSettings
+from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, Precision, TensorMap
 
@@ -129,14 +129,7 @@ class Pytorch:
         try:
             torch = _import_engine()
         except MissingDependencyError as error:
-            return Probe(
-                runtime=self.name,
-                installed=False,
-                versions={},
-                devices=(),
-                precision={},
-                remedy=str(error),
-            )
+            return absent_probe(self.name, error)
         devices = _devices()
         return Probe(
             runtime=self.name,
