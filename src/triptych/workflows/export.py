@@ -1,6 +1,7 @@
 """Export a checkpoint: in processes of their own, verified, then renamed into place as a whole."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -91,7 +92,9 @@ def export_bundles(
     for name in request.formats:
         make_exporter(name, request.settings)
     _check_used(request)
-    with ExportWorkers() as workers:
+    # Threads of one process for each core would wait for those of the others.
+    num_threads = max(1, (os.cpu_count() or 1) // max(1, request.num_jobs))
+    with ExportWorkers(num_threads=num_threads) as workers:
         return {
             name: _export_bundle(
                 checkpoint,

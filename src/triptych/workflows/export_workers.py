@@ -1,6 +1,7 @@
 """The parent's side of exporting: processes that do one component after another."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -40,7 +41,9 @@ class ExportWorkers:
     a process goes on with the next job unless the caller wants its memory back, or it failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_threads: int = 1) -> None:
+        """Each process computes in so many threads, unless OMP_NUM_THREADS is set."""
+        self._num_threads = num_threads
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
 
@@ -59,7 +62,7 @@ class ExportWorkers:
         report("starting", 0.0)
         with self._lock:
             worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker()
+        worker = worker or _Worker(num_threads=self._num_threads)
         try:
             record = worker.run(job, report=report)
         except BaseException:
@@ -90,7 +93,7 @@ class ExportWorkers:
 class _Worker:
     """One process; its talk goes to a file, so that nothing has to listen to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_threads: int) -> None:
         self._talk: IO[bytes] = TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "triptych.workflows.export_process"],
@@ -99,6 +102,7 @@ class _Worker:
             stderr=self._talk,
             text=True,
             encoding="utf-8",
+            env={"OMP_NUM_THREADS": str(num_threads), **os.environ},
         )
 
     def run(self, job: ExportJob, *, report: ExportReporter) -> ComponentRecord:
