@@ -46,6 +46,9 @@ Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
 InputIds: TypeAlias = Int64[np.ndarray, "batch tokens"]
 """CLIP token ids, padded to the encoder's 77 positions."""
 
+TextIds: TypeAlias = Int64[np.ndarray, "texts tokens"]
+"""CLIP token ids, one row a text: a prompt that blends several texts has several rows."""
+
 Latents: TypeAlias = Float32[np.ndarray, "batch channels height width"]
 """x_t in the loop, unscaled: 4 channels, one cell for 8 x 8 image pixels."""
 

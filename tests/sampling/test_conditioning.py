@@ -213,6 +213,65 @@ def test_no_prompt(tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlC
         encode(Prompts(prompt=()), tokenizers, config)
 
 
+# --- weighting -----------------------------------------------------------------------------------
+
+
+def test_parentheses_are_text_unless_weighting_is_asked_for(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    encoded = encode(Prompts(prompt=("a (cat)1.3 :)",)), tokenizers, config)
+    ids = tokenizers["text_encoder"].encode(["a (cat)1.3 :)"]).input_ids
+    np.testing.assert_array_equal(encoded.input_ids["text_encoder"], ids)
+
+
+def test_weighting_leaves_plain_prompts_bit_for_bit(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    prompts = Prompts(
+        prompt=("a cat,dog  wow,,,", "a " * 80),
+        prompt_2=("hot-dog - x", "b"),
+        negative_prompt=("fog", ""),
+    )
+    plain = encode(prompts, tokenizers, config)
+    weighted = encode(replace(prompts, prompt_weighting=True), tokenizers, config)
+    for name in ("encoder_hidden_states", "text_embeds"):
+        for side in (name, f"negative_{name}"):
+            np.testing.assert_array_equal(getattr(weighted, side), getattr(plain, side))
+    for encoder in ENCODERS:
+        np.testing.assert_array_equal(weighted.input_ids[encoder], plain.input_ids[encoder])
+    assert (
+        weighted.num_truncated
+        == plain.num_truncated
+        == dict.fromkeys(ENCODERS, (0, 5)) | {"text_encoder_2": (0, 0)}
+    )
+
+
+def test_weights_reach_both_encoders_and_both_sides(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    text = "a (cat)1.5"
+    prompts = Prompts(prompt=(text,), negative_prompt=(text,), prompt_weighting=True)
+    encoded = encode(prompts, tokenizers, config)
+    states = encoded.encoder_hidden_states
+    np.testing.assert_array_equal(encoded.negative_encoder_hidden_states, states)
+    for encoder, channels in zip(ENCODERS, (slice(0, 3), slice(3, 8)), strict=True):
+        ids, empty = tokenizers[encoder].encode(["a cat", ""]).input_ids.astype(np.float32)
+        weights = np.ones(77)
+        weights[2 : 2 + len(tokenizers[encoder].encode_content("cat"))] = 1.5
+        expected = WIDTHS[encoder] + empty + (ids - empty) * weights
+        for channel in states[0, :, channels].T:
+            np.testing.assert_allclose(channel, expected, rtol=1e-6)
+
+
+def test_the_pooled_embedding_is_of_the_prompt_as_written(
+    tokenizers: dict[ComponentName, ClipTokenizer], config: SdxlConfig
+) -> None:
+    for text in ("a (cat)1.5", '("a cat", "a dog").blend(1, 1)', "a (cat)1"):
+        weighted = encode(Prompts(prompt=(text,), prompt_weighting=True), tokenizers, config)
+        plain = encode(Prompts(prompt=(text,)), tokenizers, config)
+        np.testing.assert_array_equal(weighted.text_embeds, plain.text_embeds)
+
+
 # --- the batch -----------------------------------------------------------------------------------
 
 

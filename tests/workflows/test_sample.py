@@ -134,6 +134,7 @@ def test_run_json_says_what_ran(onnx_folder: Path, tmp_path: Path) -> None:
         "prompt_2": None,
         "negative_prompt": ["fog"],
         "negative_prompt_2": None,
+        "prompt_weighting": False,
     }
     assert (run["num_inference_steps"], run["guidance_scale"], run["seeds"]) == (STEPS, 3.5, [9])
     assert (run["height_px"], run["width_px"]) == (64, 72)
@@ -147,6 +148,22 @@ def test_run_json_says_what_ran(onnx_folder: Path, tmp_path: Path) -> None:
     assert len(run["scheduler"]["timesteps"]) == STEPS
     assert len(run["scheduler"]["sigmas"]) == STEPS + 1
     assert len(run["input_ids"]["text_encoder"][0]) == 77
+
+
+def test_weights_change_the_picture_and_stand_in_run_json(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    def latents(text: str) -> Array:
+        prompts = Prompts(prompt=(text,), prompt_weighting=True)
+        result = sample(request(onnx_folder, tmp_path / text, prompts=prompts))
+        assert result.run["prompts"]["prompt_weighting"] is True  # type: ignore[index]
+        assert len(result.run["input_ids"]["text_encoder"]) == 1  # type: ignore[index]
+        final: Array = load_file(result.output / "latents.safetensors")["final"]
+        return final
+
+    plain, more, less = latents("a cat"), latents("a cat++"), latents("a cat--")
+    assert not np.array_equal(plain, more)
+    assert not np.array_equal(plain, less)
 
 
 def test_prompts_that_were_cut_are_told(onnx_folder: Path, tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def sample(
         list[str] | None,
         typer.Option("--negative-prompt-2", help="For text_encoder_2. Default: --negative-prompt."),
     ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-weighting",
+            help='Read Compel\'s syntax: word+, (some words)1.3, ("a", "b").blend(1, 2).',
+        ),
+    ] = False,
     num_inference_steps: Annotated[
         int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
     ] = 50,
@@ -118,6 +125,7 @@ def sample(
             prompt_2=_texts(prompt_2, len(prompt)),
             negative_prompt=_texts(negative_prompt, len(prompt)),
             negative_prompt_2=_texts(negative_prompt_2, len(prompt)),
+            prompt_weighting=prompt_weighting,
         ),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,

@@ -100,17 +100,28 @@ class ClipTokenizer:
             TokenizerError: `texts` is a single string, or holds something else than strings.
         """
         _check_texts(texts)
+        return self.pad([self.encode_content(text) for text in texts])
+
+    def pad(self, contents: Sequence[Sequence[int]]) -> Tokens:
+        """Put start, end and padding around some contents, cut to fit.
+
+        Args:
+            contents: token ids of each text, as `encode_content` gives them.
+        """
         room = self.model_max_length - 2
-        input_ids = np.full((len(texts), self.model_max_length), self.pad_token_id, dtype=np.int64)
-        num_truncated = []
-        for row, text in zip(input_ids, texts, strict=True):
-            content = self._encode_content(text)
+        input_ids = np.full(
+            (len(contents), self.model_max_length), self.pad_token_id, dtype=np.int64
+        )
+        for row, content in zip(input_ids, contents, strict=True):
             kept = content[:room]
             row[: len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
-            num_truncated.append(len(content) - len(kept))
-        return Tokens(input_ids=input_ids, num_truncated=tuple(num_truncated))
+        return Tokens(
+            input_ids=input_ids,
+            num_truncated=tuple(max(len(content) - room, 0) for content in contents),
+        )
 
-    def _encode_content(self, text: str) -> list[int]:
+    def encode_content(self, text: str) -> list[int]:
+        """The ids of one text alone: no start, no end, not cut."""
         # Longest first, so that no literal hides another that it begins.
         by_length = sorted(self.literals, key=len, reverse=True)
         ids: list[int] = []

@@ -12,13 +12,15 @@ import numpy as np
 from triptych.errors import UsageError
 from triptych.models.sdxl import SdxlConfig
 from triptych.models.tokenizer import ClipTokenizer
+from triptych.sampling.prompt_weighting import parse_prompt
+from triptych.sampling.weighted_encoding import WeightedStates, encode_weighted
 from triptych.types import (
     Array,
     ComponentName,
     HiddenStates,
-    InputIds,
     TensorMap,
     TextEmbeds,
+    TextIds,
     TimeIds,
 )
 
@@ -42,12 +44,15 @@ class Prompts:
         negative_prompt: the unconditional side; None is not the same as "": see
             `force_zeros_for_empty_prompt`.
         negative_prompt_2: for text_encoder_2; None takes `negative_prompt`.
+        prompt_weighting: read Compel's syntax in all of them: see `prompt_weighting.parse_prompt`.
+            Otherwise parentheses and signs are text.
     """
 
     prompt: tuple[str, ...]
     prompt_2: tuple[str, ...] | None = None
     negative_prompt: tuple[str, ...] | None = None
     negative_prompt_2: tuple[str, ...] | None = None
+    prompt_weighting: bool = False
 
 
 @final
@@ -101,7 +106,8 @@ class EncodedPrompts:
         text_embeds: pooled embeddings, conditional side.
         negative_encoder_hidden_states: unconditional side.
         negative_text_embeds: unconditional side.
-        input_ids: the token ids of each encoder, conditional side; for the record.
+        input_ids: the token ids of each encoder, conditional side; for the record. A blend has
+            a row for each of its texts.
         num_truncated: content tokens cut from each prompt, by encoder.
     """
 
@@ -109,7 +115,7 @@ class EncodedPrompts:
     text_embeds: TextEmbeds
     negative_encoder_hidden_states: HiddenStates
     negative_text_embeds: TextEmbeds
-    input_ids: Mapping[ComponentName, InputIds]
+    input_ids: Mapping[ComponentName, TextIds]
     num_truncated: Mapping[ComponentName, tuple[int, ...]]
 
 
@@ -132,21 +138,22 @@ def encode_prompts(
         config: the model's numbers.
 
     Raises:
-        UsageError: the prompts' counts differ.
+        UsageError: the prompts' counts differ, or their weighting cannot be read.
     """
     count = _check_counts(prompts)
+    encode = _encode_weighted if prompts.prompt_weighting else _encode
     texts: dict[ComponentName, tuple[str, ...]] = {
         "text_encoder": prompts.prompt,
         "text_encoder_2": prompts.prompt_2 or prompts.prompt,
     }
-    positive = _encode(texts, networks=networks, tokenizers=tokenizers)
+    positive = encode(texts, networks=networks, tokenizers=tokenizers)
     if prompts.negative_prompt is None and config.force_zeros_for_empty_prompt:
         negative_states = np.zeros_like(positive.encoder_hidden_states)
         negative_embeds = np.zeros_like(positive.text_embeds)
     else:
         first = prompts.negative_prompt or ("",) * count
         second = prompts.negative_prompt_2 or first
-        negative = _encode(
+        negative = encode(
             {"text_encoder": first, "text_encoder_2": second},
             networks=networks,
             tokenizers=tokenizers,
@@ -235,7 +242,7 @@ def _both_time_ids(
 class _Encoded:
     encoder_hidden_states: HiddenStates
     text_embeds: TextEmbeds
-    input_ids: Mapping[ComponentName, InputIds]
+    input_ids: Mapping[ComponentName, TextIds]
     num_truncated: Mapping[ComponentName, tuple[int, ...]]
 
 
@@ -254,6 +261,37 @@ def _encode(
         text_embeds=outputs["text_encoder_2"]["text_embeds"],
         input_ids={name: encoded.input_ids for name, encoded in tokens.items()},
         num_truncated={name: encoded.num_truncated for name, encoded in tokens.items()},
+    )
+
+
+def _encode_weighted(
+    texts: Mapping[ComponentName, tuple[str, ...]],
+    *,
+    networks: Mapping[ComponentName, Network],
+    tokenizers: Mapping[ComponentName, ClipTokenizer],
+) -> _Encoded:
+    """As `_encode`, with Compel's weights on the token embeddings.
+
+    The pooled embedding is that of the prompt as it is written, signs and parentheses included.
+
+    Source:
+        Compel 2.4.0: Compel.build_conditioning_tensor gives get_pooled_embeddings the raw text.
+    """
+    states: dict[ComponentName, WeightedStates] = {}
+    for name, tokenizer in tokenizers.items():
+        prompts = [parse_prompt(text) for text in texts[name]]
+        states[name] = encode_weighted(prompts, network=networks[name], tokenizer=tokenizer)
+    pooled = states["text_encoder_2"].outputs
+    written = tokenizers["text_encoder_2"].encode(texts["text_encoder_2"]).input_ids
+    if not np.array_equal(written, states["text_encoder_2"].input_ids):
+        pooled = networks["text_encoder_2"].run({"input_ids": written})
+    return _Encoded(
+        encoder_hidden_states=np.concatenate(
+            [weighted.hidden_states for weighted in states.values()], axis=-1
+        ),
+        text_embeds=pooled["text_embeds"],
+        input_ids={name: weighted.input_ids for name, weighted in states.items()},
+        num_truncated={name: weighted.num_truncated for name, weighted in states.items()},
     )
 
 
