@@ -54,6 +54,11 @@ class Prompts:
     negative_prompt_2: tuple[str, ...] | None = None
     prompt_weighting: bool = False
 
+    @property
+    def count(self) -> int:
+        """Prompts, before `num_images_per_prompt`."""
+        return len(self.prompt)
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

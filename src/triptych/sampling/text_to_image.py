@@ -5,7 +5,7 @@ memory, not the sum.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import final
@@ -30,6 +30,7 @@ from triptych.sampling.decode import decode_latents
 from triptych.sampling.guidance import GuidanceMode, is_guided
 from triptych.sampling.loop import StepEvent, iterate
 from triptych.sampling.noise import initial_noise
+from triptych.sampling.prompt_embeddings import PromptEmbeddings, encoded_from_embeddings
 from triptych.sampling.schedule import Schedule, make_schedule, read_scheduler_config
 from triptych.sampling.solvers import solver_for
 from triptych.sampling.solvers.base import Solver
@@ -47,7 +48,7 @@ class Settings:
     """What to draw. The names and defaults are diffusers'.
 
     Attributes:
-        prompts: what is asked for.
+        prompts: what is asked for; as embeddings, and the text encoders are not opened.
         num_inference_steps: steps of the run.
         guidance_scale: w; up to 1 means no guidance.
         guidance_mode: one U-Net call a step, or two.
@@ -60,7 +61,7 @@ class Settings:
         sizes: micro-conditioning; sizes left open take the picture's.
     """
 
-    prompts: Prompts
+    prompts: Prompts | PromptEmbeddings
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
     guidance_mode: GuidanceMode = "batched"
@@ -86,7 +87,7 @@ class Prepared:
         encoded: the prompts.
         conditioning: for the U-Net, both halves where guided.
         noise: the unit noise, before `schedule.init_noise_sigma`.
-        executions: what the text encoders ran on.
+        executions: what the text encoders ran on; empty where they did not run.
     """
 
     settings: Settings
@@ -114,7 +115,7 @@ def prepare(bundle: Bundle, runtime: Runtime, settings: Settings) -> Prepared:
     schedule = make_schedule(scheduler, num_inference_steps=settings.num_inference_steps)
     solver = solver_for(scheduler.class_name)
     noise = _starting_noise(bundle, settings, height_px=height_px, width_px=width_px)
-    encoded, executions = _encode(bundle, runtime, settings.prompts)
+    encoded, executions = _encoded(bundle, runtime, settings)
     conditioning = make_conditioning(
         encoded,
         settings.sizes,
@@ -143,10 +144,22 @@ def denoise(
     *,
     callback_on_step_end: StepCallback | None = None,
     callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
+    on_open: Callable[[Execution], None] | None = None,
 ) -> Iterator[StepEvent]:
-    """Open the U-Net, yield the steps, close it when the last is taken or the caller stops."""
+    """Open the U-Net, yield the steps, close it when the last is taken or the caller stops.
+
+    Args:
+        bundle: holds the U-Net.
+        runtime: the engine.
+        prepared: the run.
+        callback_on_step_end: diffusers' contract.
+        callback_on_step_end_tensor_inputs: what the callback is given.
+        on_open: told what the U-Net runs on, before the first step.
+    """
     start = prepared.noise * np.float32(prepared.schedule.init_noise_sigma)
     with open_session(runtime, bundle, "unet") as unet:
+        if on_open is not None:
+            on_open(unet.execution)
         yield from iterate(
             unet,
             schedule=prepared.schedule,
@@ -203,7 +216,7 @@ def _starting_noise(
     bundle: Bundle, settings: Settings, *, height_px: int, width_px: int
 ) -> Latents:
     scale = bundle.config.vae_scale_factor
-    count = len(settings.prompts.prompt) * settings.num_images_per_prompt
+    count = settings.prompts.count * settings.num_images_per_prompt
     shape = (count, bundle.config.latent_channels, height_px // scale, width_px // scale)
     if settings.noise is None:
         return initial_noise(shape=shape, seeds=settings.seeds)
@@ -215,9 +228,26 @@ def _starting_noise(
     return settings.noise.astype(np.float32)
 
 
-def _encode(
+def _encoded(
+    bundle: Bundle, runtime: Runtime, settings: Settings
+) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
+    match settings.prompts:
+        case Prompts() as prompts:
+            return encode(bundle, runtime, prompts)
+        case PromptEmbeddings() as embeddings:
+            guided = is_guided(settings.guidance_scale)
+            return encoded_from_embeddings(embeddings, config=bundle.config, guided=guided), {}
+
+
+def encode(
     bundle: Bundle, runtime: Runtime, prompts: Prompts
 ) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
+    """Open the text encoders, run the prompts through them, close them.
+
+    Raises:
+        UsageError: the prompts' counts differ, or their weighting cannot be read.
+        BundleError: a text encoder or a tokenizer is missing.
+    """
     encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
     tokenizers = {
         name: load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[name]) for name in encoders
