@@ -7,6 +7,7 @@ import typer
 
 from triptych.cli.console import note, print_json, say, working
 from triptych.cli.options import (
+    ClipSkipOption,
     ComputeUnitsOption,
     DeviceOption,
     JsonOption,
@@ -32,6 +33,7 @@ def encode(
     negative_prompt: NegativePromptOption = None,
     negative_prompt_2: NegativePrompt2Option = None,
     prompt_weighting: PromptWeightingOption = False,
+    clip_skip: ClipSkipOption = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     compute_units: ComputeUnitsOption = None,
@@ -63,6 +65,7 @@ def encode(
             negative_prompt=one_for_each(negative_prompt, len(prompt)),
             negative_prompt_2=one_for_each(negative_prompt_2, len(prompt)),
             prompt_weighting=prompt_weighting,
+            clip_skip=clip_skip,
         ),
         runtime=runtime,
         runtime_settings=RuntimeSettings(

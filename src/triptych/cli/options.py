@@ -82,6 +82,16 @@ PromptWeightingOption: TypeAlias = Annotated[
 ]
 
 
+ClipSkipOption: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--clip-skip",
+        min=0,
+        help="Layers to skip before the penultimate hidden state, for --prompt and --prompt-2.",
+    ),
+]
+
+
 def one_for_each(texts: list[str] | None, count: int) -> tuple[str, ...] | None:
     """An option's texts, one for each prompt; one text serves every prompt."""
     if not texts:

@@ -8,6 +8,7 @@ import typer
 from triptych.cli.console import note, print_json, progress_bars, say
 from triptych.cli.options import (
     CacheOption,
+    ClipSkipOption,
     ComputeUnitsOption,
     DeviceOption,
     JsonOption,
@@ -44,6 +45,7 @@ def sample(
     negative_prompt: NegativePromptOption = None,
     negative_prompt_2: NegativePrompt2Option = None,
     prompt_weighting: PromptWeightingOption = False,
+    clip_skip: ClipSkipOption = 0,
     prompt_embeds: Annotated[
         Path | None,
         typer.Option(
@@ -132,6 +134,7 @@ def sample(
                 "negative_prompt_2": negative_prompt_2,
             },
             prompt_weighting=prompt_weighting,
+            clip_skip=clip_skip,
             prompt_embeds=prompt_embeds,
         ),
         num_inference_steps=num_inference_steps,
@@ -198,7 +201,11 @@ def _steps(text: str) -> tuple[int, ...]:
 
 
 def _what_is_asked(
-    prompts: dict[str, list[str] | None], *, prompt_weighting: bool, prompt_embeds: Path | None
+    prompts: dict[str, list[str] | None],
+    *,
+    prompt_weighting: bool,
+    clip_skip: int,
+    prompt_embeds: Path | None,
 ) -> "Prompts | PromptEmbeddings":
     """Prompts, or a file of embeddings in their place."""
     from triptych.sampling.conditioning import Prompts
@@ -215,9 +222,11 @@ def _what_is_asked(
             negative_prompt=others["negative_prompt"],
             negative_prompt_2=others["negative_prompt_2"],
             prompt_weighting=prompt_weighting,
+            clip_skip=clip_skip,
         )
-    given = [name for name, texts in prompts.items() if texts]
-    if given or prompt_weighting:
-        option = (given or ["prompt_weighting"])[0].replace("_", "-")
+    wishes = {**prompts, "prompt_weighting": prompt_weighting, "clip_skip": clip_skip}
+    given = [name for name, wish in wishes.items() if wish]
+    if given:
+        option = given[0].replace("_", "-")
         raise UsageError(f"prompt: got --prompt-embeds and --{option}, want one of them.")
     return read_prompt_embeds(prompt_embeds)

@@ -245,7 +245,8 @@ def encode(
     """Open the text encoders, run the prompts through them, close them.
 
     Raises:
-        UsageError: the prompts' counts differ, or their weighting cannot be read.
+        UsageError: the prompts' counts differ, or their weighting cannot be read, or `clip_skip`
+            is more than there is.
         BundleError: a text encoder or a tokenizer is missing.
     """
     encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
@@ -254,7 +255,10 @@ def encode(
     }
     with ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(open_session(runtime, bundle, name)) for name in encoders
+            name: stack.enter_context(
+                open_session(runtime, bundle, name, clip_skip=prompts.clip_skip)
+            )
+            for name in encoders
         }
         encoded = encode_prompts(
             prompts, networks=sessions, tokenizers=tokenizers, config=bundle.config
