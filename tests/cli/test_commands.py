@@ -290,3 +290,44 @@ def test_demo_leaves_another_folder_alone(tmp_path: Path) -> None:
     done = triptych("demo", "--output", tmp_path)
     assert done.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# --- encode --------------------------------------------------------------------------------------
+
+
+def test_encoded_prompts_draw_the_same_picture(
+    first_run: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
+    texts, rest = SAMPLE[:4], SAMPLE[4:]
+    skipped = ("encode", onnx_folder, *texts, "--clip-skip", "1", "--output", tmp_path / "skipped")
+    assert triptych_at_the_edge(*skipped).returncode == 0
+    file = tmp_path / "cat.safetensors"
+    done = triptych_at_the_edge("encode", onnx_folder, *texts, "--output", file, "--json")
+    assert done.returncode == 0, done.stderr
+    document = only_document(done)
+    assert isinstance(document, dict)
+    assert set(document["tensors"]) == set(load_file(file))
+    earlier = load_file(tmp_path / "skipped")
+    assert not np.array_equal(earlier["prompt_embeds"], load_file(file)["prompt_embeds"])
+
+    again = ("sample", onnx_folder, *rest, "--output", tmp_path / "again")
+    done = triptych_at_the_edge(*again, "--prompt-embeds", file)
+    assert done.returncode == 0, done.stderr
+    final = pixels(tmp_path / "again" / "final.png")
+    np.testing.assert_array_equal(final, pixels(first_run / "final.png"))
+
+
+def test_prompts_and_their_embeddings_exclude_each_other(onnx_folder: Path, tmp_path: Path) -> None:
+    call = ("sample", onnx_folder, "--output", tmp_path / "x")
+    file = ("--prompt-embeds", tmp_path / "no.safetensors")
+    for options, told in (
+        ((), "got none, want --prompt or --prompt-embeds"),
+        (("--negative-prompt", "fog"), "got none, want --prompt or --prompt-embeds"),
+        ((*file, "--prompt", "a cat"), "got --prompt-embeds and --prompt, want one of them"),
+        ((*file, "--negative-prompt-2", "fog"), "got --prompt-embeds and --negative-prompt-2"),
+        ((*file, "--clip-skip", "1"), "got --prompt-embeds and --clip-skip"),
+        ((*file, "--prompt-weighting"), "got --prompt-embeds and --prompt-weighting"),
+    ):
+        done = triptych(*call, *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in " ".join(done.stderr.split())

@@ -136,6 +136,7 @@ def test_run_json_says_what_ran(onnx_folder: Path, tmp_path: Path) -> None:
         "negative_prompt": ["fog"],
         "negative_prompt_2": None,
         "prompt_weighting": False,
+        "clip_skip": 0,
     }
     assert (run["num_inference_steps"], run["guidance_scale"], run["seeds"]) == (STEPS, 3.5, [9])
     assert (run["height_px"], run["width_px"]) == (64, 72)

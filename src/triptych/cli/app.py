@@ -10,6 +10,7 @@ from triptych.cli.check import check
 from triptych.cli.console import fail
 from triptych.cli.demo import demo
 from triptych.cli.doctor import doctor
+from triptych.cli.encode import encode
 from triptych.cli.export import export
 from triptych.cli.inspect import inspect
 from triptych.cli.sample import sample
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help"]},
 )
-for command in (export, sample, schedulers, check, inspect, doctor, tiny_checkpoint, demo):
+for command in (export, encode, sample, schedulers, check, inspect, doctor, tiny_checkpoint, demo):
     app.command()(command)
 
 

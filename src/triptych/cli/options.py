@@ -59,6 +59,46 @@ VariantOption: TypeAlias = Annotated[
 ]
 
 
+Prompt2Option: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--prompt-2", help="For text_encoder_2. Default: --prompt.")
+]
+
+NegativePromptOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--negative-prompt", help="Default: zeros, where the model says so."),
+]
+
+NegativePrompt2Option: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--negative-prompt-2", help="For text_encoder_2. Default: --negative-prompt."),
+]
+
+PromptWeightingOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-weighting",
+        help='Read Compel\'s syntax: word+, (some words)1.3, ("a", "b").blend(1, 2).',
+    ),
+]
+
+
+ClipSkipOption: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--clip-skip",
+        min=0,
+        help="Layers to skip before the penultimate hidden state, for --prompt and --prompt-2.",
+    ),
+]
+
+
+def one_for_each(texts: list[str] | None, count: int) -> tuple[str, ...] | None:
+    """An option's texts, one for each prompt; one text serves every prompt."""
+    if not texts:
+        return None
+    return tuple(texts) * count if len(texts) == 1 else tuple(texts)
+
+
 def chosen_device(device: str | None, compute_units: str | None) -> str | None:
     """The device by either of its names.
 

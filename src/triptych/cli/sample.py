@@ -8,14 +8,20 @@ import typer
 from triptych.cli.console import note, print_json, progress_bars, say
 from triptych.cli.options import (
     CacheOption,
+    ClipSkipOption,
     ComputeUnitsOption,
     DeviceOption,
     JsonOption,
+    NegativePrompt2Option,
+    NegativePromptOption,
     PrecisionOption,
+    Prompt2Option,
+    PromptWeightingOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
     chosen_device,
+    one_for_each,
 )
 from triptych.cli.scheduler_options import (
     EtaOption,
@@ -25,11 +31,14 @@ from triptych.cli.scheduler_options import (
     TimestepsOption,
     scheduler_choice,
 )
+from triptych.errors import UsageError
 from triptych.sampling.guidance import GuidanceMode
 
 if TYPE_CHECKING:
     from triptych.sampling.callbacks import StepCallback
+    from triptych.sampling.conditioning import Prompts
     from triptych.sampling.loop import StepEvent
+    from triptych.sampling.prompt_embeddings import PromptEmbeddings
 
 _Pair = tuple[int, int]
 
@@ -37,26 +46,23 @@ _Pair = tuple[int, int]
 def sample(
     bundle: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint.")],
     *,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="May be repeated for a batch.")],
     output: Annotated[Path, typer.Option("--output", help="A folder to make.")],
-    prompt_2: Annotated[
-        list[str] | None, typer.Option("--prompt-2", help="For text_encoder_2. Default: --prompt.")
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="May be repeated for a batch.")
     ] = None,
-    negative_prompt: Annotated[
-        list[str] | None,
-        typer.Option("--negative-prompt", help="Default: zeros, where the model says so."),
-    ] = None,
-    negative_prompt_2: Annotated[
-        list[str] | None,
-        typer.Option("--negative-prompt-2", help="For text_encoder_2. Default: --negative-prompt."),
-    ] = None,
-    prompt_weighting: Annotated[
-        bool,
+    prompt_2: Prompt2Option = None,
+    negative_prompt: NegativePromptOption = None,
+    negative_prompt_2: NegativePrompt2Option = None,
+    prompt_weighting: PromptWeightingOption = False,
+    clip_skip: ClipSkipOption = 0,
+    prompt_embeds: Annotated[
+        Path | None,
         typer.Option(
-            "--prompt-weighting",
-            help='Read Compel\'s syntax: word+, (some words)1.3, ("a", "b").blend(1, 2).',
+            "--prompt-embeds",
+            metavar="FILE",
+            help="Encoded prompts, from triptych encode, instead of any prompt.",
         ),
-    ] = False,
+    ] = None,
     num_inference_steps: Annotated[
         int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
     ] = 50,
@@ -159,18 +165,22 @@ def sample(
     latents.safetensors, and run.json with everything needed to repeat the run.
     """
     from triptych.runtimes.base import RuntimeSettings
-    from triptych.sampling.conditioning import MicroConditioning, Prompts
+    from triptych.sampling.conditioning import MicroConditioning
     from triptych.sampling.text_to_image import Settings
     from triptych.workflows import sample as workflow
     from triptych.workflows.noise_file import read_noise
 
     settings = Settings(
-        prompts=Prompts(
-            prompt=tuple(prompt),
-            prompt_2=_texts(prompt_2, len(prompt)),
-            negative_prompt=_texts(negative_prompt, len(prompt)),
-            negative_prompt_2=_texts(negative_prompt_2, len(prompt)),
+        prompts=_what_is_asked(
+            {
+                "prompt": prompt,
+                "prompt_2": prompt_2,
+                "negative_prompt": negative_prompt,
+                "negative_prompt_2": negative_prompt_2,
+            },
             prompt_weighting=prompt_weighting,
+            clip_skip=clip_skip,
+            prompt_embeds=prompt_embeds,
         ),
         num_inference_steps=num_inference_steps,
         scheduler=scheduler_choice(
@@ -264,8 +274,33 @@ def _steps(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _texts(texts: list[str] | None, count: int) -> tuple[str, ...] | None:
-    """One text serves every prompt."""
-    if not texts:
-        return None
-    return tuple(texts) * count if len(texts) == 1 else tuple(texts)
+def _what_is_asked(
+    prompts: dict[str, list[str] | None],
+    *,
+    prompt_weighting: bool,
+    clip_skip: int,
+    prompt_embeds: Path | None,
+) -> "Prompts | PromptEmbeddings":
+    """Prompts, or a file of embeddings in their place."""
+    from triptych.sampling.conditioning import Prompts
+    from triptych.workflows.prompt_embeds_file import read_prompt_embeds
+
+    prompt = prompts["prompt"]
+    if prompt_embeds is None:
+        if not prompt:
+            raise UsageError("prompt: got none, want --prompt or --prompt-embeds.")
+        others = {name: one_for_each(texts, len(prompt)) for name, texts in prompts.items()}
+        return Prompts(
+            prompt=tuple(prompt),
+            prompt_2=others["prompt_2"],
+            negative_prompt=others["negative_prompt"],
+            negative_prompt_2=others["negative_prompt_2"],
+            prompt_weighting=prompt_weighting,
+            clip_skip=clip_skip,
+        )
+    wishes = {**prompts, "prompt_weighting": prompt_weighting, "clip_skip": clip_skip}
+    given = [name for name, wish in wishes.items() if wish]
+    if given:
+        option = given[0].replace("_", "-")
+        raise UsageError(f"prompt: got --prompt-embeds and --{option}, want one of them.")
+    return read_prompt_embeds(prompt_embeds)

@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 
 from triptych.bundle.bundle import Artifact, Bundle
+from triptych.bundle.clip_skip import with_clip_skip
 from triptych.bundle.layouts import Layout
 from triptych.errors import BundleError, NonFiniteError, TensorMismatchError
 from triptych.models.component import ComponentSpec
@@ -133,15 +134,26 @@ class CheckedSession:
                 )
 
 
-def open_session(runtime: Runtime, bundle: Bundle, component: ComponentName) -> CheckedSession:
+def open_session(
+    runtime: Runtime, bundle: Bundle, component: ComponentName, *, clip_skip: int = 0
+) -> CheckedSession:
     """Open one component of a bundle, checked.
 
+    Args:
+        runtime: the engine.
+        bundle: holds the component.
+        component: which one.
+        clip_skip: of a text encoder; above 0 it gives `SKIPPED_HIDDEN_STATES` as well.
+
     Raises:
+        UsageError: there is no such hidden state.
         BundleError: the bundle lacks it, the engine cannot read it, or its graph does not have
             the tensors that SDXL needs.
         BackendError: the engine or the device is missing.
     """
-    artifact = bundle.artifact(component)
+    artifact = (
+        with_clip_skip(bundle, component, clip_skip) if clip_skip else bundle.artifact(component)
+    )
     if artifact.format not in runtime.formats:
         raise BundleError(
             f"{artifact.path}: got the {artifact.format} format, {runtime.name} reads "

@@ -9,6 +9,7 @@ from typing import Protocol, SupportsFloat, final, runtime_checkable
 
 import numpy as np
 
+from triptych.bundle.clip_skip import SKIPPED_HIDDEN_STATES
 from triptych.errors import UsageError
 from triptych.models.sdxl import SdxlConfig
 from triptych.models.tokenizer import ClipTokenizer
@@ -46,6 +47,8 @@ class Prompts:
         negative_prompt_2: for text_encoder_2; None takes `negative_prompt`.
         prompt_weighting: read Compel's syntax in all of them: see `prompt_weighting.parse_prompt`.
             Otherwise parentheses and signs are text.
+        clip_skip: layers to skip before the penultimate hidden state; 0 is SDXL's own. As in
+            diffusers, of the conditional side's hidden states only.
     """
 
     prompt: tuple[str, ...]
@@ -53,6 +56,12 @@ class Prompts:
     negative_prompt: tuple[str, ...] | None = None
     negative_prompt_2: tuple[str, ...] | None = None
     prompt_weighting: bool = False
+    clip_skip: int = 0
+
+    @property
+    def count(self) -> int:
+        """Prompts, before `num_images_per_prompt`."""
+        return len(self.prompt)
 
 
 @final
@@ -137,7 +146,7 @@ def encode_prompts(
 
     Args:
         prompts: what is asked for.
-        networks: the text encoders, open.
+        networks: the text encoders, open; with `clip_skip` they give the skipped state too.
         tokenizers: theirs, by component.
         config: the model's numbers.
 
@@ -150,7 +159,8 @@ def encode_prompts(
         "text_encoder": prompts.prompt,
         "text_encoder_2": prompts.prompt_2 or prompts.prompt,
     }
-    positive = encode(texts, networks=networks, tokenizers=tokenizers)
+    states = SKIPPED_HIDDEN_STATES if prompts.clip_skip else "hidden_states"
+    positive = encode(texts, networks=networks, tokenizers=tokenizers, states=states)
     if prompts.negative_prompt is None and config.force_zeros_for_empty_prompt:
         negative_states = np.zeros_like(positive.encoder_hidden_states)
         negative_embeds = np.zeros_like(positive.text_embeds)
@@ -268,12 +278,13 @@ def _encode(
     *,
     networks: Mapping[ComponentName, Network],
     tokenizers: Mapping[ComponentName, ClipTokenizer],
+    states: str = "hidden_states",
 ) -> _Encoded:
     tokens = {name: tokenizer.encode(texts[name]) for name, tokenizer in tokenizers.items()}
     outputs = {name: networks[name].run({"input_ids": tokens[name].input_ids}) for name in tokens}
     return _Encoded(
         encoder_hidden_states=np.concatenate(
-            [output["hidden_states"] for output in outputs.values()], axis=-1
+            [output[states] for output in outputs.values()], axis=-1
         ),
         text_embeds=outputs["text_encoder_2"]["text_embeds"],
         input_ids={name: encoded.input_ids for name, encoded in tokens.items()},
@@ -286,6 +297,7 @@ def _encode_weighted(
     *,
     networks: Mapping[ComponentName, Network],
     tokenizers: Mapping[ComponentName, ClipTokenizer],
+    states: str = "hidden_states",
 ) -> _Encoded:
     """As `_encode`, with Compel's weights on the token embeddings.
 
@@ -294,21 +306,23 @@ def _encode_weighted(
     Source:
         Compel 2.4.0: Compel.build_conditioning_tensor gives get_pooled_embeddings the raw text.
     """
-    states: dict[ComponentName, WeightedStates] = {}
+    encoded: dict[ComponentName, WeightedStates] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [parse_prompt(text) for text in texts[name]]
-        states[name] = encode_weighted(prompts, network=networks[name], tokenizer=tokenizer)
-    pooled = states["text_encoder_2"].outputs
+        encoded[name] = encode_weighted(
+            prompts, network=networks[name], tokenizer=tokenizer, states=states
+        )
+    pooled = encoded["text_encoder_2"].outputs
     written = tokenizers["text_encoder_2"].encode(texts["text_encoder_2"]).input_ids
-    if not np.array_equal(written, states["text_encoder_2"].input_ids):
+    if not np.array_equal(written, encoded["text_encoder_2"].input_ids):
         pooled = networks["text_encoder_2"].run({"input_ids": written})
     return _Encoded(
         encoder_hidden_states=np.concatenate(
-            [weighted.hidden_states for weighted in states.values()], axis=-1
+            [weighted.hidden_states for weighted in encoded.values()], axis=-1
         ),
         text_embeds=pooled["text_embeds"],
-        input_ids={name: weighted.input_ids for name, weighted in states.items()},
-        num_truncated={name: weighted.num_truncated for name, weighted in states.items()},
+        input_ids={name: weighted.input_ids for name, weighted in encoded.items()},
+        num_truncated={name: weighted.num_truncated for name, weighted in encoded.items()},
     )
 
 

@@ -5,7 +5,7 @@ memory, not the sum.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import final
@@ -27,6 +27,7 @@ from triptych.sampling.conditioning import (
 from triptych.sampling.decode import decode_latents
 from triptych.sampling.guidance import GuidanceMode, is_guided
 from triptych.sampling.loop import StepEvent, iterate
+from triptych.sampling.prompt_embeddings import PromptEmbeddings, encoded_from_embeddings
 from triptych.sampling.run_part import RunPart, part_between, part_by_strength, whole_run
 from triptych.sampling.schedule import Schedule
 from triptych.sampling.schedulers import SamplerMaker, SchedulerChoice, read_sampler
@@ -46,7 +47,7 @@ class Settings:
     """What to draw. The names and defaults are diffusers'.
 
     Attributes:
-        prompts: what is asked for.
+        prompts: what is asked for; as embeddings, and the text encoders are not opened.
         num_inference_steps: steps of the run; some schedulers evaluate the U-Net more often.
         scheduler: which one, where it is not simply the bundle's.
         guidance_scale: w; up to 1 means no guidance.
@@ -64,7 +65,7 @@ class Settings:
         denoising_end: share after which another model goes on.
     """
 
-    prompts: Prompts
+    prompts: Prompts | PromptEmbeddings
     num_inference_steps: int = 50
     scheduler: SchedulerChoice = field(default_factory=SchedulerChoice)
     guidance_scale: float = 5.0
@@ -95,7 +96,7 @@ class Prepared:
         conditioning: for the U-Net, both halves where guided.
         part: the steps of the schedule to take.
         start: the first latents, and where the generators stand after them.
-        executions: what the text encoders ran on.
+        executions: what the text encoders ran on; empty where they did not run.
     """
 
     settings: Settings
@@ -141,7 +142,7 @@ def prepare(
     start = _start(
         bundle, runtime, settings, sampler.schedule, part=part, size_px=(height_px, width_px)
     )
-    encoded, executions = _encode(bundle, runtime, settings.prompts)
+    encoded, executions = _encoded(bundle, runtime, settings)
     conditioning = make_conditioning(
         encoded,
         settings.sizes,
@@ -172,9 +173,21 @@ def denoise(
     *,
     callback_on_step_end: StepCallback | None = None,
     callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
+    on_open: Callable[[Execution], None] | None = None,
 ) -> Iterator[StepEvent]:
-    """Open the U-Net, yield the steps, close it when the last is taken or the caller stops."""
+    """Open the U-Net, yield the steps, close it when the last is taken or the caller stops.
+
+    Args:
+        bundle: holds the U-Net.
+        runtime: the engine.
+        prepared: the run.
+        callback_on_step_end: diffusers' contract.
+        callback_on_step_end_tensor_inputs: what the callback is given.
+        on_open: told what the U-Net runs on, before the first step.
+    """
     with open_session(runtime, bundle, "unet") as unet:
+        if on_open is not None:
+            on_open(unet.execution)
         yield from iterate(
             unet,
             schedule=prepared.schedule,
@@ -269,7 +282,7 @@ def _start(
     part: RunPart,
     size_px: tuple[int, int],
 ) -> Start:
-    count = len(settings.prompts.prompt) * settings.num_images_per_prompt
+    count = settings.prompts.count * settings.num_images_per_prompt
     if settings.start is not None:
         return start_from_image(
             bundle,
@@ -292,16 +305,37 @@ def _start(
     return start_from_noise(shape, schedule, seeds=settings.seeds, given=settings.noise)
 
 
-def _encode(
+def _encoded(
+    bundle: Bundle, runtime: Runtime, settings: Settings
+) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
+    match settings.prompts:
+        case Prompts() as prompts:
+            return encode(bundle, runtime, prompts)
+        case PromptEmbeddings() as embeddings:
+            guided = is_guided(settings.guidance_scale)
+            return encoded_from_embeddings(embeddings, config=bundle.config, guided=guided), {}
+
+
+def encode(
     bundle: Bundle, runtime: Runtime, prompts: Prompts
 ) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
+    """Open the text encoders, run the prompts through them, close them.
+
+    Raises:
+        UsageError: the prompts' counts differ, or their weighting cannot be read, or `clip_skip`
+            is more than there is.
+        BundleError: a text encoder or a tokenizer is missing.
+    """
     encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
     tokenizers = {
         name: load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[name]) for name in encoders
     }
     with ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(open_session(runtime, bundle, name)) for name in encoders
+            name: stack.enter_context(
+                open_session(runtime, bundle, name, clip_skip=prompts.clip_skip)
+            )
+            for name in encoders
         }
         encoded = encode_prompts(
             prompts, networks=sessions, tokenizers=tokenizers, config=bundle.config

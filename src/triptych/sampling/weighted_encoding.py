@@ -18,7 +18,7 @@ import numpy as np
 
 from triptych.models.tokenizer import ClipTokenizer, Tokens
 from triptych.sampling.prompt_weighting import Fragment, WeightedPrompt
-from triptych.types import Array, HiddenStates, TensorMap, TextIds
+from triptych.types import Array, HiddenStates, InputIds, TensorMap, TextIds
 
 _Item = TypeVar("_Item")
 
@@ -31,7 +31,7 @@ class TextEncoder(Protocol):
     """What gives hidden states for token ids: an open, checked session."""
 
     def run(self, feed: TensorMap) -> dict[str, Array]:
-        """Compute `hidden_states` from `input_ids`."""
+        """Compute hidden states from `input_ids`."""
 
 
 @final
@@ -87,7 +87,11 @@ class _Plan:
 
 
 def encode_weighted(
-    prompts: Sequence[WeightedPrompt], *, network: TextEncoder, tokenizer: ClipTokenizer
+    prompts: Sequence[WeightedPrompt],
+    *,
+    network: TextEncoder,
+    tokenizer: ClipTokenizer,
+    states: str = "hidden_states",
 ) -> WeightedStates:
     """Hidden states of some prompts, weighted and blended as Compel does it.
 
@@ -98,19 +102,26 @@ def encode_weighted(
     their shares.
 
     The encoder runs once for the texts themselves, and once more where there are weights.
+
+    Args:
+        prompts: read by `parse_prompt`.
+        network: the text encoder, open.
+        tokenizer: its own.
+        states: which of its outputs to weigh.
     """
     plans = [_plan(text, tokenizer) for prompt in prompts for text in prompt.texts]
     input_ids = np.concatenate([plan.whole.tokens.input_ids for plan in plans])
     outputs = network.run({"input_ids": input_ids})
-    states = list(outputs["hidden_states"])
+    by_text = list(outputs[states])
     if any((plan.whole.weights != 1).any() for plan in plans):
-        states = _weighted_texts(plans, states, network=network, tokenizer=tokenizer)
+        extra = network.run({"input_ids": _extra_ids(plans, tokenizer)})[states]
+        by_text = _weighted_texts(plans, by_text, list(extra))
     num_truncated = [plan.whole.tokens.num_truncated[0] for plan in plans]
     return WeightedStates(
         hidden_states=np.stack(
             [
                 _mixed(of_prompt, prompt.shares)
-                for prompt, of_prompt in zip(prompts, _by_prompt(states, prompts), strict=True)
+                for prompt, of_prompt in zip(prompts, _by_prompt(by_text, prompts), strict=True)
             ]
         ),
         input_ids=input_ids,
@@ -160,17 +171,17 @@ def _joined(pieces: Sequence[_Piece], tokenizer: ClipTokenizer) -> _Text:
     return _Text(tokens=tokenizer.pad([content]), weights=weights)
 
 
-def _weighted_texts(
-    plans: Sequence[_Plan],
-    whole: Sequence[Array],
-    *,
-    network: TextEncoder,
-    tokenizer: ClipTokenizer,
-) -> list[Array]:
-    """Every text's states with its weights; the encoder runs once for all that they need."""
+def _extra_ids(plans: Iterable[_Plan], tokenizer: ClipTokenizer) -> InputIds:
+    """The texts that lack a fragment, and last the empty one."""
     lacking = [text.tokens.input_ids for plan in plans for text in plan.lacking]
-    input_ids = np.concatenate([*lacking, tokenizer.encode([""]).input_ids])
-    *without, empty = network.run({"input_ids": input_ids})["hidden_states"]
+    return np.concatenate([*lacking, tokenizer.encode([""]).input_ids])
+
+
+def _weighted_texts(
+    plans: Sequence[_Plan], whole: Sequence[Array], extra: Sequence[Array]
+) -> list[Array]:
+    """Every text's states with its weights; `extra` are those of `_extra_ids`."""
+    *without, empty = extra
     remaining = iter(without)
     return [
         _pulled(plan, [states, *itertools.islice(remaining, len(plan.lacking))], empty)

@@ -14,9 +14,11 @@ import triptych
 from triptych.bundle.bundle import Bundle
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.bundle.store import file_sha256
-from triptych.runtimes.base import Runtime
+from triptych.runtimes.base import Execution, Runtime
+from triptych.sampling.conditioning import Prompts
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.preview import preview_pixels
+from triptych.sampling.prompt_embeddings import PromptEmbeddings
 from triptych.sampling.text_to_image import Prepared
 from triptych.types import Array, ImagePixels, Latents
 
@@ -83,7 +85,13 @@ def write_latents(
 
 
 def run_record(
-    bundle: Bundle, runtime: Runtime, prepared: Prepared, *, steps: Sequence[int], last: Latents
+    bundle: Bundle,
+    runtime: Runtime,
+    prepared: Prepared,
+    *,
+    execution: Execution,
+    steps: Sequence[int],
+    last: Latents,
 ) -> dict[str, object]:
     """Everything needed to repeat the run, and to see whether a repetition was the same.
 
@@ -91,12 +99,12 @@ def run_record(
         bundle: what was sampled from.
         runtime: on which engine.
         prepared: the run.
+        execution: what the U-Net ran on.
         steps: those that were saved.
         last: the final latents.
     """
     settings = prepared.settings
     manifest = bundle.folder / MANIFEST_NAME
-    execution = next(iter(prepared.executions.values()))
     return {
         "schema_version": 1,
         "triptych": triptych.__version__,
@@ -114,7 +122,7 @@ def run_record(
             "precision": execution.precision,
             "details": dict(execution.details),
         },
-        "prompts": asdict(settings.prompts),
+        "prompts": _prompts_record(settings.prompts),
         "input_ids": {name: ids.tolist() for name, ids in prepared.encoded.input_ids.items()},
         "num_truncated_tokens": {
             name: list(counts) for name, counts in prepared.encoded.num_truncated.items()
@@ -156,6 +164,13 @@ def _start_record(prepared: Prepared) -> dict[str, object]:
         "first_step": prepared.part.first,
         "num_steps": prepared.part.num_steps,
     }
+
+
+def _prompts_record(prompts: Prompts | PromptEmbeddings) -> dict[str, object]:
+    """Texts as they are; embeddings by their hashes."""
+    if isinstance(prompts, Prompts):
+        return asdict(prompts)
+    return {f"{name}_sha256": _array_sha256(tensor) for name, tensor in prompts.tensors().items()}
 
 
 def _array_sha256(array: Array) -> str:

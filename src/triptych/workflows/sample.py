@@ -10,20 +10,14 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import replace_folder
 from triptych.errors import UsageError
 from triptych.runtimes import make_runtime, runtimes_for
-from triptych.runtimes.base import Runtime, RuntimeSettings
+from triptych.runtimes.base import Execution, Runtime, RuntimeSettings
 from triptych.sampling.callbacks import StepCallback
+from triptych.sampling.conditioning import EncodedPrompts
 from triptych.sampling.decode import pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
 from triptych.sampling.start import ImageStart
-from triptych.sampling.text_to_image import (
-    Prepared,
-    Settings,
-    chosen_part,
-    decode,
-    denoise,
-    prepare,
-)
+from triptych.sampling.text_to_image import Settings, chosen_part, decode, denoise, prepare
 from triptych.types import ImagePixels, Latents
 from triptych.workflows.diffusers_schedulers import read_any_sampler
 from triptych.workflows.image_file import read_image
@@ -126,19 +120,21 @@ def sample(
         watchers: list[Observer] = [keeper, *observers]
         if request.previews:
             watchers.append(PreviewWriter(folder))
+        ran_on: list[Execution] = []
         events = denoise(
             bundle,
             runtime,
             prepared,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            on_open=ran_on.append,
         )
         last = _last(observe(events, watchers))
         images = decode(bundle, runtime, {str(step): x for step, x in keeper.latents.items()})
         pixels = {int(step): pixels_from_image(image) for step, image in images.items()}
         names = write_pictures(pixels, folder)
         write_latents(prepared, keeper.latents, last, folder)
-        run = run_record(bundle, runtime, prepared, steps=steps, last=last)
+        run = run_record(bundle, runtime, prepared, execution=ran_on[0], steps=steps, last=last)
         (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     return SampleResult(
         output=request.output,
@@ -147,7 +143,7 @@ def sample(
         },
         pixels=pixels,
         run=run,
-        warnings=tuple(_truncation_warnings(prepared)),
+        warnings=tuple(truncation_warnings(prepared.encoded)),
     )
 
 
@@ -201,8 +197,9 @@ def choose_runtime(bundle: Bundle, name: str | None, settings: RuntimeSettings) 
     return make_runtime(name or able[0], settings)
 
 
-def _truncation_warnings(prepared: Prepared) -> Iterator[str]:
-    for name, counts in prepared.encoded.num_truncated.items():
+def truncation_warnings(encoded: EncodedPrompts) -> Iterator[str]:
+    """One sentence for each prompt that was longer than a text encoder takes."""
+    for name, counts in encoded.num_truncated.items():
         for row, count in enumerate(counts):
             if count:
                 yield f"{name}: prompt {row} is {count} tokens too long; they were cut off"
