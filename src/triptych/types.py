@@ -67,6 +67,12 @@ TimeIds: TypeAlias = Float32[np.ndarray, "batch ids"]
 ImageFloats: TypeAlias = Float32[np.ndarray, "batch 3 height_px width_px"]
 """What the VAE decodes: nominally -1 to 1, not clipped."""
 
+ImageMask: TypeAlias = Float32[np.ndarray, "masks 1 mask_height_px mask_width_px"]
+"""What of a picture is made anew: 1 is, 0 is kept."""
+
+LatentMask: TypeAlias = Float32[np.ndarray, "batch 1 height width"]
+"""An image mask in latent cells."""
+
 ImagePixels: TypeAlias = UInt8[np.ndarray, "batch height_px width_px 3"]
 """Finished pictures, channels last, 0 to 255."""
 

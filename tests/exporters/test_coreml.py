@@ -35,7 +35,7 @@ from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.checked import CheckedSession, open_session
 from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import split_halves
-from triptych.sampling.text_to_image import prepare
+from triptych.sampling.pipeline import prepare
 from triptych.tensors import TensorSpec
 from triptych.types import Array, ComponentName, Precision
 
@@ -170,7 +170,8 @@ def float_arrays(constants: Iterable[object]) -> list[Array]:
 @pytest.fixture(scope="module")
 def conditioning(checkpoint_bundle: Bundle) -> Conditioning:
     """What the text encoders give for a prompt: one half of guidance, sizes as in real runs."""
-    prepared = prepare(checkpoint_bundle, make_runtime("pytorch"), default_settings())
+    settings = default_settings(checkpoint_bundle.config)
+    prepared = prepare(checkpoint_bundle, make_runtime("pytorch"), settings)
     sizes = np.array([[1024, 1024, 0, 0, 1024, 1024]], np.float32)
     return replace(split_halves(prepared.conditioning)[1], time_ids=sizes)
 

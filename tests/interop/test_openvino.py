@@ -28,7 +28,8 @@ from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.decode import pixels_from_image
-from triptych.sampling.text_to_image import Settings, decode, denoise, prepare
+from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions
 from triptych.workflows.inspect import inspect_path

@@ -32,9 +32,8 @@ def engine(name: str) -> Runtime:
 
 
 def record_reference(bundle: Bundle, *, seed: int = 0) -> Recording:
-    settings = replace(
-        default_settings(num_inference_steps=STEPS, seed=seed), height_px=64, width_px=72
-    )
+    usual = default_settings(bundle.config, num_inference_steps=STEPS, seed=seed)
+    settings = replace(usual, height_px=64, width_px=72)
     return record(bundle, engine("pytorch"), settings, report=lambda _: None)
 
 

@@ -18,7 +18,8 @@ from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.sampling.conditioning import Prompts
 from triptych.sampling.decode import pixels_from_image
-from triptych.sampling.text_to_image import Settings, decode, denoise, prepare
+from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.types import Array, ImageFloats, ImagePixels
 
 # diffusers' set_timesteps gives a torch tensor to numpy.array, whose protocol torch follows in its

@@ -16,9 +16,10 @@ from triptych.errors import UsageError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.sampling.conditioning import MicroConditioning, Prompts
+from triptych.sampling.image_start import ImageStart
+from triptych.sampling.pipeline import denoise, prepare
 from triptych.sampling.schedulers import SchedulerChoice
-from triptych.sampling.start import ImageStart
-from triptych.sampling.text_to_image import Settings, denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 
 pytestmark = pytest.mark.filterwarnings(

@@ -21,7 +21,8 @@ from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Execution, Probe, Runtime, Session
 from triptych.sampling.callbacks import SamplingRun, StepCallback
 from triptych.sampling.conditioning import MicroConditioning, Prompts
-from triptych.sampling.text_to_image import Settings, denoise, prepare
+from triptych.sampling.pipeline import denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, Latents, TensorMap
 

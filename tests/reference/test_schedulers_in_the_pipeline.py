@@ -17,8 +17,9 @@ from triptych.errors import ScheduleError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.sampling.conditioning import Prompts
+from triptych.sampling.pipeline import denoise, prepare
 from triptych.sampling.schedulers import SCHEDULERS, SchedulerChoice
-from triptych.sampling.text_to_image import Settings, denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.types import Latents
 from triptych.workflows.diffusers_schedulers import diffusers_scheduler_names, read_any_sampler
 

@@ -163,7 +163,7 @@ def test_a_check_names_the_operator_too(
     recording = record(
         checkpoint_bundle,
         make_runtime("pytorch"),
-        default_settings(num_inference_steps=1),
+        default_settings(checkpoint_bundle.config, num_inference_steps=1),
         built_for={name: part.fixed_axes for name, part in bundle.artifacts.items()},
         report=lambda _: None,
     )

@@ -36,7 +36,7 @@ needs_bf16 = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def recording(checkpoint_bundle: Bundle) -> Recording:
     """PyTorch's side of a check of eight steps."""
-    settings = default_settings(num_inference_steps=8)
+    settings = default_settings(checkpoint_bundle.config, num_inference_steps=8)
     return record(checkpoint_bundle, make_runtime("pytorch"), settings, report=lambda _: None)
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from triptych.errors import UsageError
 from triptych.sampling.callbacks import (
-    CALLBACK_TENSORS,
     SamplingRun,
     StepCallback,
     apply_callback,
-    check_tensor_names,
+    asked_tensors,
 )
 from triptych.sampling.conditioning import Conditioning
+from triptych.sampling.step_tensors import CALLBACK_TENSORS, StepTensors
 from triptych.types import Array, Latents
 
 PICTURES = 2
@@ -42,15 +42,15 @@ def call(
     run: SamplingRun | None = None,
     names: tuple[str, ...] = CALLBACK_TENSORS,
 ) -> tuple[Latents, Conditioning]:
-    return apply_callback(
+    after = apply_callback(
         callback,
         run=run or guided_run(),
         index=3,
         timestep=501.0,
         names=names,
-        latents=latents(),
-        conditioning=conditioning(),
+        tensors=StepTensors(latents=latents(), conditioning=conditioning()),
     )
+    return after.latents, after.conditioning
 
 
 def returning(**tensors: object) -> StepCallback:
@@ -184,7 +184,7 @@ def test_guidance_turned_off_without_halving(name: str) -> None:
     halved = {other: tensor[PICTURES:] for other, tensor in told.items() if other != name}
     run = guided_run()
     run.guidance_scale = 0.0
-    with pytest.raises(UsageError, match=rf"got 4 rows of {name}, want 2.*conditional half"):
+    with pytest.raises(UsageError, match=rf"got {name} \[4, .*want \[2, .*conditional half"):
         call(returning(**halved), run=run)
 
 
@@ -210,19 +210,44 @@ def test_guidance_turned_on_without_the_unconditional_half() -> None:
         "add_text_embeds": conditioning().text_embeds[2:],
         "add_time_ids": conditioning().time_ids[2:],
     }
-    with pytest.raises(UsageError, match="got 2 rows of prompt_embeds, want 4"):
+    with pytest.raises(UsageError, match=r"got prompt_embeds \[2, .*want \[4, "):
         call(returning(**halves), run=run)
 
 
 @pytest.mark.parametrize("names", [("noise",), ("latents", "prompt"), ("",)])
 def test_unknown_names_asked_for(names: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="callback_on_step_end_tensor_inputs: got"):
-        check_tensor_names(names)
+        asked_tensors(None, names)
 
 
 def test_known_names_asked_for() -> None:
-    assert check_tensor_names(iter(CALLBACK_TENSORS)) == CALLBACK_TENSORS
-    assert check_tensor_names([]) == ()
+    assert asked_tensors(None, iter(CALLBACK_TENSORS)) == CALLBACK_TENSORS
+    assert asked_tensors(None, []) == ()
+
+
+def test_masks_are_there_only_in_a_run_with_one() -> None:
+    with pytest.raises(UsageError, match="got mask, want some of latents"):
+        asked_tensors(None, ["mask"], known=CALLBACK_TENSORS)
+
+
+def test_conditioning_of_another_width() -> None:
+    wide = np.zeros((4, 7, 9), np.float32)
+    with pytest.raises(UsageError, match=r"got prompt_embeds \[4, 7, 9\] back, want \[4, 7, 6\]"):
+        call(returning(prompt_embeds=wide))
+
+
+def test_what_it_raises_is_told_with_the_step() -> None:
+    def careless(
+        run: SamplingRun,  # noqa: ARG001
+        step_index: int,  # noqa: ARG001
+        timestep: float,  # noqa: ARG001
+        callback_kwargs: dict[str, Array],
+    ) -> Mapping[str, Array]:
+        return {"latents": callback_kwargs["lanterns"]}
+
+    with pytest.raises(UsageError, match="at step 3: it raised KeyError: 'lanterns'") as told:
+        call(careless)
+    assert isinstance(told.value.__cause__, KeyError)
 
 
 # --- the run -------------------------------------------------------------------------------------

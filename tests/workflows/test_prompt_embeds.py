@@ -11,7 +11,7 @@ from triptych.errors import BrokenInputError, UsageError
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.conditioning import Prompts
 from triptych.sampling.prompt_embeddings import PromptEmbeddings
-from triptych.sampling.text_to_image import Settings
+from triptych.sampling.settings import Settings
 from triptych.types import Array
 from triptych.workflows.encode import EncodeRequest, encode_to_file
 from triptych.workflows.prompt_embeds_file import read_prompt_embeds

@@ -19,7 +19,7 @@ from triptych.sampling.conditioning import Prompts
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import initial_noise
 from triptych.sampling.schedulers import SchedulerChoice
-from triptych.sampling.text_to_image import Settings
+from triptych.sampling.settings import Settings
 from triptych.types import Array
 from triptych.workflows.noise_file import read_noise
 from triptych.workflows.sample import SampleRequest, choose_runtime, sample

@@ -166,7 +166,7 @@ def sample(
     """
     from triptych.runtimes.base import RuntimeSettings
     from triptych.sampling.conditioning import MicroConditioning
-    from triptych.sampling.text_to_image import Settings
+    from triptych.sampling.settings import Settings
     from triptych.workflows import sample as workflow
     from triptych.workflows.noise_file import read_noise
 

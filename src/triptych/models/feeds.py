@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.models.sdxl import SdxlConfig, component_spec
-from triptych.types import Array, ComponentName, InputIds, TensorMap
+from triptych.types import Array, ComponentName, ImageFloats, InputIds, TensorMap
 
 TIMESTEPS = (999.0, 500.5, 1.0)
 """First, middle and last of the training schedule. 500.5 is lost by an integer input."""
@@ -113,6 +113,13 @@ def unet_feed(
     feed["timestep"] = np.array(999.0, np.float32)
     feed["time_ids"] = np.tile(np.array(ids, np.float32), (batch, 1))
     return feed
+
+
+def smooth_picture(height_px: int, width_px: int) -> ImageFloats:
+    """One picture in -1 to 1 with a gradient in each colour, [1, 3, height_px, width_px]."""
+    down = np.linspace(-0.9, 0.9, height_px, dtype=np.float32)[:, np.newaxis]
+    right = np.linspace(-0.9, 0.9, width_px, dtype=np.float32)[np.newaxis]
+    return np.stack([down + 0 * right, right + 0 * down, down * right])[np.newaxis]
 
 
 def _vae_cases(

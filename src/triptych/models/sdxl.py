@@ -83,6 +83,11 @@ class SdxlConfig:
     force_zeros_for_empty_prompt: bool
 
     @property
+    def is_inpainting(self) -> bool:
+        """Whether the U-Net is told a mask and the masked picture besides the latents."""
+        return self.unet_in_channels == 2 * self.latent_channels + 1
+
+    @property
     def components(self) -> tuple[ComponentName, ...]:
         """The components this model has, in the order they run."""
         encoders = {"text_encoder", "text_encoder_2"} - set(self.text_encoders)

@@ -13,8 +13,9 @@ from triptych.parity.report import ParityReport, Row, Stage
 from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.guidance import predict_noise
-from triptych.sampling.schedule import scale_model_input
-from triptych.sampling.text_to_image import decode, denoise, prepare
+from triptych.sampling.inpaint import unet_sample
+from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.schedulers import SamplerMaker, read_sampler
 from triptych.types import Array, ComponentName, Precision
 
 
@@ -27,16 +28,20 @@ class Candidate:
         bundle: its artifacts.
         runtime: the engine that runs them.
         precisions: the arithmetic each component declares, which sets its limit.
+        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
     """
 
     bundle: Bundle
     runtime: Runtime
     precisions: Mapping[ComponentName, Precision]
+    make_sampler: SamplerMaker = read_sampler
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has every component that a run needs."""
-        return set(self.bundle.config.components) - {"vae_encoder"} <= set(self.bundle.artifacts)
+        """Whether it has every component that the run of a check needs."""
+        config = self.bundle.config
+        unused = set() if config.is_inpainting else {"vae_encoder"}
+        return set(config.components) - unused <= set(self.bundle.artifacts)
 
 
 def check(
@@ -206,15 +211,16 @@ def _teacher_forced_rows(recording: Recording, candidate: Candidate) -> Iterator
     )
     with open_session(candidate.runtime, candidate.bundle, "unet") as unet:
         for index, expected in enumerate(recording.noise_preds):
+            position = prepared.part.first + index
             actual = predict_noise(
                 unet,
-                scale_model_input(recording.latents[index], schedule, index),
-                timestep=float(schedule.timesteps[index]),
+                unet_sample(recording.latents[index], schedule, position, prepared.start.inpaint),
+                timestep=float(schedule.timesteps[position]),
                 conditioning=prepared.conditioning,
                 guidance_scale=settings.guidance_scale,
                 mode=settings.guidance_mode,
             )
-            case = f"t={schedule.timesteps[index]:g}"
+            case = f"t={schedule.timesteps[position]:g}"
             yield judge.compared(actual, expected, tensor="noise_pred", case=case, step=index + 1)
 
 
@@ -223,7 +229,12 @@ def _free_running_rows(recording: Recording, candidate: Candidate) -> Iterator[R
     precision = coarsest(candidate.precisions.values())
     limit = TRAJECTORY_REL_L2[precision]
     judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
-    prepared = prepare(candidate.bundle, candidate.runtime, recording.prepared.settings)
+    prepared = prepare(
+        candidate.bundle,
+        candidate.runtime,
+        recording.prepared.settings,
+        make_sampler=candidate.make_sampler,
+    )
     latents = recording.prepared.start.latents
     for event in denoise(candidate.bundle, candidate.runtime, prepared):
         latents = event.latents.copy()

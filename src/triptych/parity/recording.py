@@ -5,22 +5,26 @@ before a candidate's are opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
 import numpy as np
 
 from triptych.bundle.bundle import Bundle
-from triptych.models.feeds import Case, component_cases, unet_feed
+from triptych.models.feeds import Case, component_cases, smooth_picture, unet_feed
 from triptych.models.prompts import PROMPTS, prompt_ids
 from triptych.models.sdxl import SdxlConfig
 from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.conditioning import Conditioning, Prompts
 from triptych.sampling.guidance import split_halves
+from triptych.sampling.image_start import ImageStart
+from triptych.sampling.inpaint import unet_sample
 from triptych.sampling.loop import StepEvent
-from triptych.sampling.schedule import scale_model_input
-from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
+from triptych.sampling.noise import gaussian_noise
+from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.schedulers import SamplerMaker, read_sampler
+from triptych.sampling.settings import Settings
 from triptych.types import Array, ComponentName, ImageFloats, Latents, NoisePred, TensorMap
 
 StageReporter: TypeAlias = Callable[[str], None]
@@ -73,17 +77,25 @@ for those that take every size."""
 
 
 def default_settings(
-    *, num_inference_steps: int = 8, seed: int = 0, size_px: tuple[int, int] | None = None
+    config: SdxlConfig,
+    *,
+    num_inference_steps: int = 8,
+    seed: int = 0,
+    size_px: tuple[int, int] | None = None,
 ) -> Settings:
     """The run that a check uses: guided, with a long prompt, at the model's own size.
 
+    A model for inpainting makes the left half of a picture anew, a refiner the second half of a
+    run from latents.
+
     Args:
+        config: the model's numbers.
         num_inference_steps: of the run.
         seed: of its noise.
         size_px: height and width of a candidate that makes no other.
     """
     height_px, width_px = size_px or (None, None)
-    return Settings(
+    settings = Settings(
         prompts=Prompts(prompt=(PROMPTS[-1],)),
         height_px=height_px,
         width_px=width_px,
@@ -91,6 +103,21 @@ def default_settings(
         guidance_scale=5.0,
         seeds=(seed,),
     )
+    if config.kind == "base" and not config.is_inpainting:
+        return settings
+    start = _picture_start(config, size_px)
+    return replace(settings, height_px=None, width_px=None, start=start)
+
+
+def _picture_start(config: SdxlConfig, size_px: tuple[int, int] | None) -> ImageStart:
+    scale = config.vae_scale_factor
+    height_px, width_px = size_px or (config.sample_size * scale,) * 2
+    if config.is_inpainting:
+        mask = np.zeros((1, 1, height_px, width_px), np.float32)
+        mask[..., : width_px // 2] = 1
+        return ImageStart(image=smooth_picture(height_px, width_px), mask=mask, strength=1.0)
+    shape = (1, config.latent_channels, height_px // scale, width_px // scale)
+    return ImageStart(latents=gaussian_noise(shape, seed=1), strength=0.5)
 
 
 def record(
@@ -99,6 +126,7 @@ def record(
     settings: Settings,
     *,
     built_for: BuiltFor | None = None,
+    make_sampler: SamplerMaker = read_sampler,
     report: StageReporter,
 ) -> Recording:
     """Run the reference once: the trajectory, then every component on realistic feeds.
@@ -108,13 +136,14 @@ def record(
         runtime: the engine it runs on.
         settings: the run.
         built_for: components are recorded at these sizes alone.
+        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
         report: told the stages.
 
     Raises:
         NonFiniteError: the reference itself gives NaN or infinity.
     """
     report("reference: text encoders")
-    prepared = prepare(bundle, runtime, settings)
+    prepared = prepare(bundle, runtime, settings, make_sampler=make_sampler)
     report("reference: denoising")
     events = [_copied(event) for event in denoise(bundle, runtime, prepared)]
     latents = (prepared.start.latents, *(event.latents for event in events))
@@ -171,12 +200,13 @@ def _unet_cases(
     fixed_axes: Mapping[str, int],
 ) -> Iterator[Case]:
     """The reference's own path at the first, middle and last timestep, and another shape."""
-    schedule = prepared.schedule
-    last = schedule.num_inference_steps - 1
+    schedule, part = prepared.schedule, prepared.part
+    last = part.num_steps - 1
     rows = fixed_axes.get("batch", 1)
     for index in sorted({0, last // 2, last}):
-        sample = scale_model_input(latents[index], schedule, index)
-        timestep = float(schedule.timesteps[index])
+        position = part.first + index
+        sample = unet_sample(latents[index], schedule, position, prepared.start.inpaint)
+        timestep = float(schedule.timesteps[position])
         guided = len(prepared.conditioning.text_embeds) == 2 * len(sample)
         batch = np.concatenate([sample, sample]) if guided else sample
         yield Case(
@@ -195,7 +225,7 @@ def _unet_cases(
     height, width = config.sample_size // 2 + 1, config.sample_size
     random = np.random.default_rng(0)
     feed = unet_feed(config, batch=1, height=height, width=width, random=random)
-    first = np.array(schedule.timesteps[0], np.float32)
+    first = np.array(schedule.timesteps[part.first], np.float32)
     yield Case(name=f"t={first:g} latents {height}x{width}", feed={**feed, "timestep": first})
 
 

@@ -9,13 +9,15 @@ from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 
-from triptych.errors import UsageError
-from triptych.sampling.conditioning import Conditioning
+from triptych.errors import TriptychError, UsageError
 from triptych.sampling.guidance import is_guided
-from triptych.types import Array, Latents
+from triptych.sampling.step_tensors import CALLBACK_TENSORS, MASK_TENSORS, StepTensors
+from triptych.types import Array
 
-CALLBACK_TENSORS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
-"""What a callback may ask for and replace, by diffusers' names."""
+ALL_TENSORS = (*CALLBACK_TENSORS, *MASK_TENSORS)
+"""What some run or other knows."""
+
+_CONDITIONING = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
 @final
@@ -26,8 +28,11 @@ class SamplingRun:
         num_timesteps: steps of the run.
     """
 
-    def __init__(self, *, guidance_scale: float, num_timesteps: int) -> None:
+    def __init__(
+        self, *, guidance_scale: float, num_timesteps: int, guidance_rescale: float = 0.0
+    ) -> None:
         self._guidance_scale = guidance_scale
+        self._guidance_rescale = guidance_rescale
         self._interrupt = False
         self.num_timesteps = num_timesteps
 
@@ -39,6 +44,15 @@ class SamplingRun:
     @guidance_scale.setter
     def guidance_scale(self, scale: float) -> None:
         self._guidance_scale = scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """The share of rescaling at the next step. Set `_guidance_rescale`, or this."""
+        return self._guidance_rescale
+
+    @guidance_rescale.setter
+    def guidance_rescale(self, share: float) -> None:
+        self._guidance_rescale = share
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -79,32 +93,18 @@ class AskingCallback(Protocol):
         """Names of tensors."""
 
 
-def asked_tensors(callback: object, given: Iterable[str]) -> tuple[str, ...]:
+def asked_tensors(
+    callback: object, given: Iterable[str], *, known: Iterable[str] = ALL_TENSORS
+) -> tuple[str, ...]:
     """The tensors that a callback is given: its own list where it has one, else the caller's.
 
     Raises:
-        UsageError: a name that is not a callback tensor.
+        UsageError: a name that is not one of the `known`.
 
     Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, __call__, at its start.
     """
-    return check_tensor_names(
-        callback.tensor_inputs if isinstance(callback, AskingCallback) else given
-    )
-
-
-def check_tensor_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names a callback asks for, checked.
-
-    Raises:
-        UsageError: a name that is not a callback tensor.
-    """
-    asked = tuple(names)
-    unknown = [name for name in asked if name not in CALLBACK_TENSORS]
-    if unknown:
-        raise UsageError(
-            f"callback_on_step_end_tensor_inputs: got {', '.join(unknown)}, "
-            f"want some of {', '.join(CALLBACK_TENSORS)}."
-        )
+    asked = tuple(callback.tensor_inputs if isinstance(callback, AskingCallback) else given)
+    _check_names(asked, known)
     return asked
 
 
@@ -115,61 +115,62 @@ def apply_callback(
     index: int,
     timestep: float,
     names: tuple[str, ...],
-    latents: Latents,
-    conditioning: Conditioning,
-) -> tuple[Latents, Conditioning]:
+    tensors: StepTensors,
+) -> StepTensors:
     """Call a callback and take over what it returns.
 
     Raises:
-        UsageError: it returns no mapping, an unknown tensor, or one of a shape that cannot be.
+        UsageError: it raises, or returns no mapping, an unknown tensor, or one of a shape that
+            cannot be.
     """
-    tensors = {
-        "latents": latents,
-        "prompt_embeds": conditioning.encoder_hidden_states,
-        "add_text_embeds": conditioning.text_embeds,
-        "add_time_ids": conditioning.time_ids,
-    }
-    returned = callback(run, index, timestep, {name: tensors[name].copy() for name in names})
+    before = tensors.named(guided=run.do_classifier_free_guidance)
+    asked = {name: before[name].copy() for name in names}
+    try:
+        returned = callback(run, index, timestep, asked)
+    except TriptychError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"callback_on_step_end at step {index}: it raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(returned, Mapping):
         raise UsageError(
             f"callback_on_step_end at step {index}: got {type(returned).__name__} back, want the "
             "callback_kwargs it was given. End the callback with: return callback_kwargs"
         )
-    check_tensor_names(returned)
-    replaced = {name: _float32(tensor) for name, tensor in {**tensors, **returned}.items()}
-    _check_shapes(replaced, before=latents, run=run, index=index)
-    changed = Conditioning(
-        encoder_hidden_states=replaced["prompt_embeds"],
-        text_embeds=replaced["add_text_embeds"],
-        time_ids=replaced["add_time_ids"],
-    )
-    return replaced["latents"], changed
+    _check_names(returned, before)
+    _check_shapes(returned, before=before, run=run, index=index)
+    return tensors.replaced(returned)
+
+
+def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    allowed = tuple(known)
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise UsageError(
+            f"callback_on_step_end_tensor_inputs: got {', '.join(unknown)}, "
+            f"want some of {', '.join(allowed)}."
+        )
 
 
 def _check_shapes(
-    replaced: Mapping[str, Array], *, before: Latents, run: SamplingRun, index: int
+    returned: Mapping[str, Array], *, before: Mapping[str, Array], run: SamplingRun, index: int
 ) -> None:
-    shape = replaced["latents"].shape
-    if shape != before.shape:
-        raise UsageError(
-            f"callback_on_step_end at step {index}: got latents {list(shape)} back, "
-            f"want {list(before.shape)}."
-        )
-    rows = len(before) * (2 if run.do_classifier_free_guidance else 1)
-    names = ("prompt_embeds", "add_text_embeds", "add_time_ids")
-    if not run.do_classifier_free_guidance and all(
-        len(replaced[name]) == 2 * len(before) for name in names
-    ):
-        return  # both halves are kept for a step that is guided again
-    for name in names:
-        if len(replaced[name]) != rows:
+    """Rows as the next step needs them; behind them, axes as they were."""
+    pictures = len(before["latents"])
+    is_guided = run.do_classifier_free_guidance
+    after = {**before, **returned}
+    # Both halves may be kept for a step that is guided again.
+    has_both = not is_guided and all(len(after[name]) == 2 * pictures for name in _CONDITIONING)
+    rows = dict.fromkeys(_CONDITIONING, 2 * pictures if is_guided or has_both else pictures)
+    rows |= {name: len(before[name]) for name in returned if name not in _CONDITIONING}
+    for name, wanted in rows.items():
+        shape, axes = np.shape(after[name]), before[name].shape[1:]
+        if shape != (wanted, *axes):
             raise UsageError(
-                f"callback_on_step_end at step {index}: got {len(replaced[name])} rows of {name}, "
-                f"want {rows} for {len(before)} pictures at guidance_scale {run.guidance_scale:g}. "
-                "A callback that turns guidance off must keep the conditional half of all three, "
-                "or both halves of all."
+                f"callback_on_step_end at step {index}: got {name} {list(shape)} back, want "
+                f"{[wanted, *axes]} for {pictures} pictures at guidance_scale "
+                f"{run.guidance_scale:g}. A callback that turns guidance off must keep the "
+                "conditional half of prompt_embeds, add_text_embeds and add_time_ids, or both "
+                "halves of all."
             )
-
-
-def _float32(tensor: Array) -> Array:
-    return np.ascontiguousarray(tensor, dtype=np.float32)

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from triptych.sampling.conditioning import Conditioning, Network
-from triptych.types import Array, Latents, NoisePred
+from triptych.types import Array, NoisePred
 
 GuidanceMode: TypeAlias = Literal["batched", "split"]
 """batched: one call with both halves. split: two calls, half the memory, for fixed batches too."""
@@ -18,22 +18,24 @@ def is_guided(guidance_scale: float) -> bool:
 
 def predict_noise(
     unet: Network,
-    sample: Latents,
+    sample: Array,
     *,
     timestep: float,
     conditioning: Conditioning,
     guidance_scale: float,
+    guidance_rescale: float = 0.0,
     mode: GuidanceMode = "batched",
 ) -> NoisePred:
     """The guided noise prediction for one step: uncond + scale * (cond - uncond).
 
     Args:
         unet: the U-Net.
-        sample: scaled latents, one row a picture.
+        sample: scaled latents, one row a picture; for inpainting U-Nets what else they are told.
         timestep: position on the training schedule.
         conditioning: both halves, unconditional first, where the scale asks for guidance;
             otherwise the conditional half counts, with or without the other before it.
         guidance_scale: w; up to 1 means no guidance.
+        guidance_rescale: phi, the share of `rescaled_guidance`; 0 leaves the prediction alone.
         mode: one call or two. The same numbers but for rounding.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598; Imagen's w, as in diffusers.
@@ -52,7 +54,10 @@ def predict_noise(
             _run(unet, sample, timestep=timestep, conditioning=half)
             for half in split_halves(conditioning)
         )
-    return classifier_free_guidance(unconditional, conditional, guidance_scale=guidance_scale)
+    guided = classifier_free_guidance(unconditional, conditional, guidance_scale=guidance_scale)
+    if guidance_rescale > 0:
+        return rescaled_guidance(guided, conditional, guidance_rescale=guidance_rescale)
+    return guided
 
 
 def classifier_free_guidance(
@@ -66,6 +71,27 @@ def classifier_free_guidance(
     step: NoisePred = np.float32(guidance_scale) * (conditional - unconditional)
     guided: NoisePred = unconditional + step
     return guided
+
+
+def rescaled_guidance(
+    guided: NoisePred, conditional: NoisePred, *, guidance_rescale: float
+) -> NoisePred:
+    """Against over-exposed pictures: the guided prediction with the conditional one's deviation.
+
+    Args:
+        guided: after guidance.
+        conditional: before it.
+        guidance_rescale: phi, 0 to 1, how much of the result is rescaled.
+
+    Source: Lin et al. 2023, arXiv:2305.08891, section 3.4; diffusers 0.39
+    pipeline_stable_diffusion_xl.py, rescale_noise_cfg.
+    """
+    axes = tuple(range(1, guided.ndim))
+    wanted = conditional.std(axis=axes, keepdims=True, ddof=1)
+    rescaled = guided * (wanted / guided.std(axis=axes, keepdims=True, ddof=1))
+    phi = np.float32(guidance_rescale)
+    mixed: NoisePred = phi * rescaled + (1 - phi) * guided
+    return mixed
 
 
 def split_halves(conditioning: Conditioning) -> tuple[Conditioning, Conditioning]:

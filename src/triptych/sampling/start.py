@@ -10,52 +10,13 @@ from triptych.errors import UsageError
 from triptych.runtimes.base import Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.encode import encode_image
+from triptych.sampling.image_start import ImageStart
+from triptych.sampling.inpaint import Inpaint, latent_mask, masked_image
 from triptych.sampling.noise import NoiseStream, draw_noise
 from triptych.sampling.run_part import RunPart
 from triptych.sampling.schedule import Schedule, noised_latents
-from triptych.types import Array, ImageFloats, Latents
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageStart:
-    """A picture to start from instead of noise alone; or its latents.
-
-    Attributes:
-        image: pictures in -1 to 1, one for all or one for each; None where latents are given.
-        latents: scaled, as a run leaves them; None where pictures are given.
-        strength: how much is made anew, 0 to 1. Counts for nothing with `denoising_start`.
-    """
-
-    image: ImageFloats | None = None
-    latents: Latents | None = None
-    strength: float = 0.3
-
-    def __post_init__(self) -> None:
-        """Refuse both, and neither.
-
-        Raises:
-            UsageError: as said.
-        """
-        if (self.image is None) == (self.latents is None):
-            raise UsageError("start: got both or none of image and latents, want one of them.")
-
-    def size_px(self, *, scale: int) -> tuple[int, int]:
-        """Height and width of the pictures; `scale` is image pixels for one latent cell.
-
-        Raises:
-            UsageError: an edge is not divisible by `scale`.
-        """
-        if self.latents is not None:
-            return self.latents.shape[2] * scale, self.latents.shape[3] * scale
-        assert self.image is not None  # noqa: S101  __post_init__ holds it
-        height_px, width_px = self.image.shape[2:]
-        if height_px % scale or width_px % scale:
-            raise UsageError(
-                f"image: got {height_px} x {width_px} px, want edges divisible by {scale}. "
-                "Crop or resize it."
-            )
-        return height_px, width_px
+from triptych.sampling.settings import Settings
+from triptych.types import Array, Latents
 
 
 @final
@@ -67,80 +28,132 @@ class Start:
         latents: at the noise level before the first step.
         noise: the unit noise in them; zeros where none was added.
         noise_stream: where the generators stand after it.
+        inpaint: what a run with a mask keeps to; None for others.
     """
 
     latents: Latents
     noise: Latents
     noise_stream: NoiseStream
+    inpaint: Inpaint | None = None
 
 
-def start_from_noise(
-    shape: tuple[int, int, int, int],
-    schedule: Schedule,
-    *,
-    seeds: tuple[int, ...],
-    given: Latents | None,
-) -> Start:
-    """Pure noise at the highest level of the schedule.
-
-    Args:
-        shape: of the latents.
-        schedule: the run's.
-        seeds: one for the whole batch, or one a picture.
-        given: unit noise instead of a seed's; the generators then stand where they begin.
-
-    Raises:
-        UsageError: the given noise has another shape.
-    """
-    noise, stream = _unit_noise(shape, NoiseStream(seeds=seeds), given)
-    return Start(
-        latents=noise * np.float32(schedule.init_noise_sigma), noise=noise, noise_stream=stream
-    )
-
-
-def start_from_image(
+def make_start(
     bundle: Bundle,
     runtime: Runtime,
-    start: ImageStart,
+    settings: Settings,
     schedule: Schedule,
     *,
     part: RunPart,
-    count: int,
-    seeds: tuple[int, ...],
-    given: Latents | None,
-    is_noised: bool,
+    size_px: tuple[int, int],
 ) -> Start:
-    """A picture's latents, noised up to the first step; or as they are, where they hold noise.
+    """The first latents: noise, or a picture's latents noised up to the first step.
+
+    Latents that another model hands over are taken as they are: they hold their noise.
 
     Args:
         bundle: its VAE encoder encodes pictures.
         runtime: what that runs on.
-        start: the pictures or latents.
+        settings: what to draw.
         schedule: the run's.
         part: the steps to take.
-        count: pictures to make.
-        seeds: one for the whole batch, or one a picture. The posterior is drawn first.
-        given: unit noise instead of a seed's.
-        is_noised: the latents are at the noise level of the first step already.
+        size_px: height and width of the pictures.
 
     Raises:
-        UsageError: as many pictures as cannot be shared out, or noise of another shape.
+        UsageError: as many pictures as cannot be shared out, or given noise of another shape.
     """
-    stream = NoiseStream(seeds=seeds)
-    if start.latents is not None:
-        latents = _shared_out(start.latents, count, name="latents")
-    else:
-        assert start.image is not None  # noqa: S101  ImageStart holds it
-        # Generators of their own draw for each picture; a shared one for those there are.
-        image = _shared_out(start.image, count, name="image") if len(seeds) > 1 else start.image
-        with open_session(runtime, bundle, "vae_encoder") as encoder:
-            encoded, stream = encode_image(encoder, image, stream, config=bundle.config)
-        latents = _shared_out(encoded, count, name="image")
-    if is_noised:
+    scale = bundle.config.vae_scale_factor
+    shape = (
+        settings.num_pictures,
+        bundle.config.latent_channels,
+        size_px[0] // scale,
+        size_px[1] // scale,
+    )
+    start, stream = settings.start, settings.first_noise_stream
+    if start is None:
+        noise, stream = _unit_noise(shape, stream, settings.noise)
+        return Start(latents=_pure(noise, schedule), noise=noise, noise_stream=stream)
+    if start.mask is not None:
+        return _start_with_mask(
+            bundle, runtime, settings, schedule, part=part, shape=shape, start=start
+        )
+    latents, stream = _picture_latents(bundle, runtime, start, count=shape[0], stream=stream)
+    if settings.denoising_start is not None:
         return Start(latents=latents, noise=np.zeros_like(latents), noise_stream=stream)
-    noise, stream = _unit_noise(latents.shape, stream, given)
+    noise, stream = _unit_noise(shape, stream, settings.noise)
     noised = noised_latents(latents, noise, schedule, part.first)
     return Start(latents=noised, noise=noise, noise_stream=stream)
+
+
+def _start_with_mask(
+    bundle: Bundle,
+    runtime: Runtime,
+    settings: Settings,
+    schedule: Schedule,
+    *,
+    part: RunPart,
+    shape: tuple[int, int, int, int],
+    start: ImageStart,
+) -> Start:
+    """As without a mask, but from noise alone at full strength.
+
+    The generators draw as diffusers' do: for the picture, unless it is not looked at; for the
+    noise; for the masked picture, whether or not the U-Net is told it.
+
+    Source: diffusers 0.39 pipeline_stable_diffusion_xl_inpaint.py, prepare_latents and
+    prepare_mask_latents.
+    """
+    assert start.mask is not None  # noqa: S101  the caller holds it
+    count, stream = shape[0], settings.first_noise_stream
+    is_told, is_noised = bundle.config.is_inpainting, settings.denoising_start is not None
+    is_pure = start.strength == 1 and not is_noised
+    picture = np.zeros(shape, np.float32)
+    if not (is_told and is_pure):
+        picture, stream = _picture_latents(bundle, runtime, start, count=count, stream=stream)
+    noise, stream = _unit_noise(shape, stream, settings.noise)
+    masked: Latents | None = None
+    if is_told and start.image is not None:
+        hidden = ImageStart(image=masked_image(start.image, start.mask))
+        masked, stream = _picture_latents(bundle, runtime, hidden, count=count, stream=stream)
+    elif start.image is not None:
+        rows = len(start.image) if len(stream.seeds) == 1 else count
+        _, stream = draw_noise(stream, (rows, *shape[1:]))
+    if is_noised:
+        first = picture
+    elif is_pure:
+        first = _pure(noise, schedule)
+    else:
+        first = noised_latents(picture, noise, schedule, part.first)
+    mask = latent_mask(start.mask, scale=bundle.config.vae_scale_factor)
+    return Start(
+        latents=first,
+        noise=np.zeros_like(noise) if is_noised else noise,
+        noise_stream=stream,
+        inpaint=Inpaint(
+            mask=_shared_out(mask, count, name="mask"),
+            masked_latents=masked,
+            kept_latents=None if is_told else picture,
+            noise=noise,
+        ),
+    )
+
+
+def _picture_latents(
+    bundle: Bundle, runtime: Runtime, start: ImageStart, *, count: int, stream: NoiseStream
+) -> tuple[Latents, NoiseStream]:
+    """The latents of the pictures to start from, one row for each picture to make."""
+    if start.latents is not None:
+        return _shared_out(start.latents, count, name="latents"), stream
+    assert start.image is not None  # noqa: S101  ImageStart holds it
+    # Generators of their own draw for each picture; a shared one for those there are.
+    is_shared = len(stream.seeds) == 1
+    image = start.image if is_shared else _shared_out(start.image, count, name="image")
+    with open_session(runtime, bundle, "vae_encoder") as encoder:
+        encoded, after = encode_image(encoder, image, stream, config=bundle.config)
+    return _shared_out(encoded, count, name="image"), after
+
+
+def _pure(noise: Latents, schedule: Schedule) -> Latents:
+    return noise * np.float32(schedule.init_noise_sigma)
 
 
 def _unit_noise(

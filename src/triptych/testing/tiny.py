@@ -8,7 +8,7 @@ conditioning and the schedule are the published ones, quirks included. The pictu
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -95,18 +95,33 @@ SCHEDULER: Mapping[str, object] = {
     "use_karras_sigmas": False,
 }
 
+TinyKind: TypeAlias = Literal["base", "refiner", "inpaint"]
+"""base: SDXL base. refiner: text_encoder_2 alone, and an aesthetic score for the target size, as in
+stable-diffusion-xl-refiner-1.0. inpaint: base with a U-Net of 9 channels, as in
+stable-diffusion-xl-1.0-inpainting-0.1."""
+
+UNET_CHANGES: Mapping[TinyKind, Mapping[str, object]] = {
+    "base": {},
+    "refiner": {
+        "cross_attention_dim": 48,
+        "projection_class_embeddings_input_dim": PROJECTION_DIM + 5 * TIME_ID_DIM,
+    },
+    "inpaint": {"in_channels": 9},
+}
+
 OUTPUT_GAINS: Mapping[str, float] = {"unet": 2.0, "vae": 0.5}
 """Found by trying: noise_pred of standard deviation around 1, few pixels beyond -1 to 1."""
 
 PAD_TOKENS: Mapping[str, str] = {"tokenizer": END_TOKEN, "tokenizer_2": "!"}
 
 
-def tiny_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+def tiny_checkpoint(folder: Path, *, seed: int = 0, kind: TinyKind = "base") -> Path:
     """Write a small SDXL checkpoint with random weights, in the layout of diffusers.
 
     It is a real `StableDiffusionXLPipeline`: four fp32 networks in safetensors, two CLIP
-    tokenizers, and the scheduler settings of SDXL base 1.0; 5 MB in all. Nothing is downloaded, and
-    torch's random state is left as it was. The folder appears whole or not at all.
+    tokenizers, and the scheduler settings of SDXL base 1.0; 5 MB in all. Or the image-to-image
+    pipeline of a refiner, or an inpainting pipeline. Nothing is downloaded, and torch's random
+    state is left as it was. The folder appears whole or not at all.
 
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as parent:
@@ -117,6 +132,7 @@ def tiny_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     Args:
         folder: where to write; must be absent or empty. Its parents are made.
         seed: decides every weight, at least 0: one seed gives the same bytes each time.
+        kind: which model: see `TinyKind`.
 
     Returns:
         `folder`.
@@ -136,7 +152,7 @@ def tiny_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         vocabulary, checkpoint = Path(scratch, "vocabulary"), Path(scratch, "checkpoint")
         vocabulary.mkdir()
-        pipeline = _make_pipeline(vocabulary, seed=seed)
+        pipeline = _make_pipeline(vocabulary, seed=seed, kind=kind)
         pipeline.save_pretrained(checkpoint, safe_serialization=True)
         if target.is_dir():
             target.rmdir()  # only POSIX renames onto an empty folder
@@ -144,7 +160,7 @@ def tiny_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _make_pipeline(vocabulary: Path, *, seed: int) -> "diffusers.StableDiffusionXLPipeline":
+def _make_pipeline(vocabulary: Path, *, seed: int, kind: TinyKind) -> "diffusers.DiffusionPipeline":
     """Build the pipeline in memory; `vocabulary` is an empty folder for its tokenizers' files."""
     try:
         # diffusers last: without the others it hands out stand-ins that fail only when called.
@@ -153,6 +169,8 @@ def _make_pipeline(vocabulary: Path, *, seed: int) -> "diffusers.StableDiffusion
         from diffusers import (
             AutoencoderKL,
             EulerDiscreteScheduler,
+            StableDiffusionXLImg2ImgPipeline,
+            StableDiffusionXLInpaintPipeline,
             StableDiffusionXLPipeline,
             UNet2DConditionModel,
         )
@@ -179,19 +197,22 @@ def _make_pipeline(vocabulary: Path, *, seed: int) -> "diffusers.StableDiffusion
             "text_encoder_2": transformers.CLIPTextModelWithProjection(
                 transformers.CLIPTextConfig(vocab_size=vocab_size, **TEXT_ENCODER_2)
             ),
-            "unet": UNet2DConditionModel(**UNET),
+            "unet": UNet2DConditionModel(**{**UNET, **UNET_CHANGES[kind]}),
             "vae": AutoencoderKL(**VAE),
         }
     generator = np.random.default_rng(seed)
     for name, network in networks.items():
         _fill_with_noise(network, generator, output_gain=OUTPUT_GAINS.get(name, 1.0))
-    return StableDiffusionXLPipeline(
-        **networks,
-        **tokenizers,
-        scheduler=EulerDiscreteScheduler(**SCHEDULER),
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
-    )
+    parts = {**networks, **tokenizers, "scheduler": EulerDiscreteScheduler(**SCHEDULER)}
+    if kind == "refiner":
+        return StableDiffusionXLImg2ImgPipeline(
+            **{**parts, "text_encoder": None, "tokenizer": None},
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+    whole = StableDiffusionXLPipeline if kind == "base" else StableDiffusionXLInpaintPipeline
+    return whole(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
 
 
 def _fill_with_noise(

@@ -17,6 +17,7 @@ from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
 from triptych.types import PRECISIONS, ComponentName, Precision
 from triptych.workflows.contract import contract_problems
+from triptych.workflows.diffusers_schedulers import read_any_sampler
 from triptych.workflows.sample import choose_runtime
 
 _DTYPE_PRECISIONS: Mapping[str, Precision] = {
@@ -76,12 +77,14 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityRepor
         bundle=candidate_bundle,
         runtime=choose_runtime(candidate_bundle, request.runtime, request.runtime_settings),
         precisions=declared_precisions(candidate_bundle, request.runtime_settings),
+        make_sampler=read_any_sampler,
     )
     problems = contract_problems(candidate_bundle)
     probe = candidate.runtime.probe()
     if not probe.installed:
         return unavailable_report(candidate, reason=probe.remedy, problems=problems)
     settings = default_settings(
+        reference.config,
         num_inference_steps=request.num_inference_steps,
         seed=request.seed,
         size_px=candidate_bundle.built_size_px,
@@ -92,6 +95,7 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityRepor
         reference_runtime,
         settings,
         built_for={name: part.fixed_axes for name, part in candidate_bundle.artifacts.items()},
+        make_sampler=read_any_sampler,
         report=report,
     )
     return check(recording, candidate, problems=problems, report=report)

@@ -11,7 +11,7 @@ from triptych.bundle.store import replace_folder
 from triptych.parity.report import ParityReport
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.conditioning import Prompts
-from triptych.sampling.text_to_image import Settings
+from triptych.sampling.settings import Settings
 from triptych.testing.tiny import tiny_checkpoint
 from triptych.types import Array, ComponentName, FormatName, ImagePixels
 from triptych.workflows.check import CheckRequest, check_bundle

@@ -14,8 +14,8 @@ from triptych.errors import BrokenInputError, BundleError, MissingDependencyErro
 from triptych.exporters import make_exporter
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.tokenizer import load_tokenizer
+from triptych.sampling.pipeline import TOKENIZER_FOLDERS
 from triptych.sampling.scheduler_config import read_scheduler_config
-from triptych.sampling.text_to_image import TOKENIZER_FOLDERS
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName
 from triptych.workflows.contract import contract_problems

@@ -17,9 +17,9 @@ from triptych.bundle.store import file_sha256
 from triptych.runtimes.base import Execution, Runtime
 from triptych.sampling.conditioning import Prompts
 from triptych.sampling.loop import StepEvent
+from triptych.sampling.pipeline import Prepared
 from triptych.sampling.preview import preview_pixels
 from triptych.sampling.prompt_embeddings import PromptEmbeddings
-from triptych.sampling.text_to_image import Prepared
 from triptych.types import Array, ImagePixels, Latents
 
 RUN_FILE = "run.json"

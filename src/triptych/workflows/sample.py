@@ -14,10 +14,11 @@ from triptych.runtimes.base import Execution, Runtime, RuntimeSettings
 from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.conditioning import EncodedPrompts
 from triptych.sampling.decode import pixels_from_image
+from triptych.sampling.image_start import ImageStart
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import StepKeeper, check_save_steps, observe
-from triptych.sampling.start import ImageStart
-from triptych.sampling.text_to_image import Settings, chosen_part, decode, denoise, prepare
+from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.settings import Settings, chosen_part
 from triptych.types import ImagePixels, Latents
 from triptych.workflows.diffusers_schedulers import read_any_sampler
 from triptych.workflows.image_file import read_image

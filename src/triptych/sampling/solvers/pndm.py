@@ -5,6 +5,7 @@ from typing import final
 
 import numpy as np
 
+from triptych.errors import ScheduleError
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
 from triptych.sampling.scheduler_config import PredictionType
@@ -74,9 +75,16 @@ class PndmSolver:
         """Combine the predictions so far, and move the latents by the combination.
 
         Raises:
-            ScheduleError: `index` is outside the schedule.
+            ScheduleError: `index` is outside the schedule, or a run begins inside the Runge-Kutta
+                start, whose timesteps mean nothing by themselves.
         """
         sigma_at(schedule, index)
+        if 0 < index < self.num_runge_kutta_steps and not state.estimates:
+            raise ScheduleError(
+                f"pndm: got a run that begins at evaluation {index}, inside the Runge-Kutta start, "
+                "want one from the beginning. Set skip_prk_steps to true in scheduler_config.json, "
+                "or take another scheduler."
+            )
         prediction = noise_pred.astype(np.float64)
         if index < self.num_runge_kutta_steps:
             after, state = self._runge_kutta(latents, prediction, schedule, index, state)

@@ -16,7 +16,8 @@ from triptych.runtimes.base import Runtime
 from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import initial_noise
-from triptych.sampling.text_to_image import Prepared, Settings, decode, denoise, prepare
+from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.settings import Settings
 from triptych.types import ComponentName
 
 SMALL = {"height_px": 64, "width_px": 40, "num_inference_steps": 2}
