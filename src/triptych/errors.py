@@ -10,6 +10,7 @@ TriptychError
 │   └── TensorMismatchError       a tensor of another name, shape or dtype than its spec
 ├── CheckFailedError           1  it ran, and the numbers are wrong
 │   ├── NonFiniteError            NaN or infinity came out of a component
+│   ├── BlankPictureError         a decoded picture is of one colour
 │   └── VerificationError         an exported component disagrees with PyTorch
 └── BackendError               4  an engine is missing, or could not run
     └── MissingDependencyError    an optional package is not installed
@@ -102,6 +103,10 @@ class NonFiniteError(CheckFailedError):
             f"{component} {tensor!r}: got {count} of {size} elements NaN or infinite, "
             f"want all finite. {hint}"
         )
+
+
+class BlankPictureError(CheckFailedError):
+    """A decoded picture is of one colour, as an overflow leaves it where NaN is cast away."""
 
 
 class VerificationError(CheckFailedError):

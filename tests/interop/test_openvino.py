@@ -26,9 +26,10 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
-from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.decode import pixels_from_image
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions

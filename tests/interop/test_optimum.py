@@ -16,8 +16,8 @@ from triptych.errors import BackendError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.checked import open_session
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 

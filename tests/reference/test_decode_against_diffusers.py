@@ -16,9 +16,9 @@ from hypothesis.extra.numpy import arrays
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.decode import pixels_from_image
 from triptych.sampling.pipeline import decode, denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import Array, ImageFloats, ImagePixels
 

@@ -10,9 +10,9 @@ from diffusers import StableDiffusionXLPipeline
 from triptych.bundle.bundle import Bundle
 from triptych.errors import UsageError
 from triptych.runtimes import make_runtime
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.pipeline import encode
 from triptych.sampling.prompt_embeddings import embeddings_from_encoded
+from triptych.sampling.prompt_encoding import Prompts
 
 ENGINES = {"pytorch": "checkpoint", "onnxruntime": "onnx", "openvino": "openvino"}
 PROMPT, PROMPT_2, NEGATIVE = "a cat", "an oil painting", "fog"

@@ -1,7 +1,5 @@
 """Runs that start from a picture, or go on from another's latents, beside diffusers' pipelines."""
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +13,13 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import UsageError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
-from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.image_start import ImageStart
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.pipeline import denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.settings import Settings
+from triptych.testing import tiny_checkpoint
 from triptych.types import Array, Latents
 
 pytestmark = pytest.mark.filterwarnings(
@@ -241,34 +241,9 @@ def test_the_seeds_split_of_forty_steps(checkpoint_bundle: Bundle) -> None:
 
 
 @pytest.fixture(scope="module")
-def refiner(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A refiner from the tiny checkpoint: one text encoder, five time ids, its own U-Net."""
-    from diffusers import UNet2DConditionModel
-
-    folder = tmp_path_factory.mktemp("refiner") / "refiner"
-    shutil.copytree(checkpoint, folder)
-    shutil.rmtree(folder / "text_encoder")
-    shutil.rmtree(folder / "tokenizer")
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    index |= {
-        "_class_name": "StableDiffusionXLImg2ImgPipeline",
-        "text_encoder": [None, None],
-        "tokenizer": [None, None],
-        "requires_aesthetics_score": True,
-        "force_zeros_for_empty_prompt": False,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    width = json.loads((folder / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
-    config |= {
-        "cross_attention_dim": width["hidden_size"],
-        "projection_class_embeddings_input_dim": config["projection_class_embeddings_input_dim"]
-        - config["addition_time_embed_dim"],
-    }
-    shutil.rmtree(folder / "unet")
-    torch.manual_seed(1)
-    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
-    return folder
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One text encoder, five time ids, its own U-Net."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("refiner") / "tiny", seed=1, kind="refiner")
 
 
 @pytest.mark.parametrize("settings", [{"strength": 0.5}, {"denoising_start": 0.6}])
@@ -280,6 +255,7 @@ def test_a_refiner(settings: dict[str, float], refiner: Path) -> None:
     expected = theirs(
         theirs_refiner,
         prompt=PROMPT,
+        prompt_2="what no encoder hears",
         negative_prompt="fog",
         image=torch.from_numpy(latents),
         num_inference_steps=6,
@@ -288,7 +264,9 @@ def test_a_refiner(settings: dict[str, float], refiner: Path) -> None:
         **settings,  # type: ignore[arg-type]
     )
     mine = Settings(
-        prompts=Prompts(prompt=(PROMPT,), negative_prompt=("fog",)),
+        prompts=Prompts(
+            prompt=(PROMPT,), prompt_2=("what no encoder hears",), negative_prompt=("fog",)
+        ),
         num_inference_steps=6,
         seeds=(SEED,),
         start=ImageStart(latents=latents, strength=settings.get("strength", 0.3)),

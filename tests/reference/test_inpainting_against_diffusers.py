@@ -19,9 +19,9 @@ from triptych.errors import ScheduleError, UsageError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.sampling.callbacks import SamplingRun, StepCallback
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.image_start import ImageStart
 from triptych.sampling.pipeline import denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.settings import Settings
 from triptych.testing import tiny_checkpoint

@@ -20,8 +20,9 @@ from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Execution, Probe, Runtime, Session
 from triptych.sampling.callbacks import SamplingRun, StepCallback
-from triptych.sampling.conditioning import MicroConditioning, Prompts
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.pipeline import denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, Latents, TensorMap

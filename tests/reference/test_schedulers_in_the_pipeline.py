@@ -16,8 +16,8 @@ from triptych.bundle.bundle import Bundle
 from triptych.errors import ScheduleError
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.pipeline import denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SCHEDULERS, SchedulerChoice
 from triptych.sampling.settings import Settings
 from triptych.types import Latents

@@ -25,7 +25,7 @@ from triptych.types import Array, ComponentName
 from triptych.workflows.check import declared_precisions
 from triptych.workflows.doctor import diagnose
 from triptych.workflows.export import ExportRequest, export_bundles
-from triptych.workflows.sample import choose_runtime
+from triptych.workflows.runtime_choice import choose_runtime
 
 CAPABILITIES = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(

@@ -13,10 +13,11 @@ from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.errors import BundleError, ScheduleError, UsageError
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime
-from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.loop import StepEvent
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.noise import initial_noise
 from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import ComponentName
 

@@ -9,13 +9,13 @@ from triptych.bundle.bundle import Artifact, Bundle
 from triptych.errors import TensorMismatchError, UsageError
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.pipeline import denoise, encode, prepare
 from triptych.sampling.prompt_embeddings import (
     PromptEmbeddings,
     embeddings_from_encoded,
     encoded_from_embeddings,
 )
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 
 PROMPTS = Prompts(prompt=("a cat", "a dog"), negative_prompt=("fog", "rain"))

@@ -9,13 +9,14 @@ from safetensors.numpy import load_file, save_file
 
 from triptych.errors import BrokenInputError, UsageError
 from triptych.runtimes.base import RuntimeSettings
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.prompt_embeddings import PromptEmbeddings
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import Array
 from triptych.workflows.encode import EncodeRequest, encode_to_file
 from triptych.workflows.prompt_embeds_file import read_prompt_embeds
-from triptych.workflows.sample import SampleRequest, sample
+from triptych.workflows.sample import sample
+from triptych.workflows.sample_request import SampleRequest
 
 NAMES = (
     *("prompt_embeds", "pooled_prompt_embeds"),

@@ -15,14 +15,16 @@ from triptych.bundle.bundle import Bundle
 from triptych.errors import BrokenInputError, BundleError, UsageError
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.callbacks import SamplingRun
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import initial_noise
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.settings import Settings
 from triptych.types import Array
 from triptych.workflows.noise_file import read_noise
-from triptych.workflows.sample import SampleRequest, choose_runtime, sample
+from triptych.workflows.runtime_choice import choose_runtime
+from triptych.workflows.sample import sample
+from triptych.workflows.sample_request import SampleRequest
 
 STEPS = 3
 
@@ -95,7 +97,7 @@ def test_several_pictures_are_numbered(onnx_folder: Path, tmp_path: Path) -> Non
 
 def test_previews_are_one_small_picture_a_step(onnx_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "pictures"
-    sample(request(onnx_folder, output, previews=True))
+    sample(request(onnx_folder, output, previews="linear"))
     previews = sorted(name for name in files(output) if name.startswith("preview"))
     assert previews == ["preview_01.png", "preview_02.png", "preview_03.png"]
     assert pixels(output / "preview_01.png").shape == (8, 9, 3)
@@ -110,7 +112,7 @@ def test_latents_hold_the_noise_the_saved_steps_and_the_end(
     def watch(event: StepEvent) -> None:
         seen.append(event.latents.copy())
 
-    result = sample(request(onnx_folder, output, save_steps=(1,), seeds=(7,)), observers=[watch])
+    result = sample(request(onnx_folder, output, save_steps=(1,), seeds=(7,)), on_step=watch)
 
     tensors = load_file(output / "latents.safetensors")
     assert set(tensors) == {"noise", "step_01", "final"}
@@ -229,7 +231,7 @@ def test_a_run_that_fails_leaves_nothing(onnx_folder: Path, tmp_path: Path) -> N
         raise RuntimeError(f"step {event.index}")
 
     with pytest.raises(RuntimeError, match="step 0"):
-        sample(request(onnx_folder, tmp_path / "pictures"), observers=[fail])
+        sample(request(onnx_folder, tmp_path / "pictures"), on_step=fail)
     assert files(tmp_path) == set()
 
 

@@ -1,7 +1,7 @@
 """Opening whatever holds the five components: our bundle, optimum's folder, or a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -98,6 +98,23 @@ class Bundle:
             )
         return self.artifacts[component]
 
+    def completed_from(self, other: "Bundle") -> "Bundle":
+        """This bundle with the components it lacks from another, where they are interchangeable.
+
+        A refiner's text encoder and VAE are the base model's: they need not be stored twice.
+        """
+        if other.format != self.format:
+            return self
+        lent = {
+            name: other.artifacts[name]
+            for name in self.config.components
+            if name not in self.artifacts
+            and name in other.artifacts
+            and other.artifacts[name].spec == component_spec(name, self.config)
+            and _vae_numbers(other.config) == _vae_numbers(self.config)
+        }
+        return replace(self, artifacts={**self.artifacts, **lent})
+
     @property
     def built_size_px(self) -> tuple[int, int] | None:
         """Height and width of the only pictures it makes; None where it makes any size."""
@@ -116,6 +133,10 @@ class Bundle:
         """
         if self.manifest is not None:
             check_files(self.folder, self.manifest.files, hashes=hashes)
+
+
+def _vae_numbers(config: SdxlConfig) -> tuple[object, ...]:
+    return config.scaling_factor, config.latents_mean, config.latents_std
 
 
 def open_bundle(path: Path, *, variant: str | None = None, check_sizes: bool = True) -> Bundle:

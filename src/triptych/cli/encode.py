@@ -53,7 +53,7 @@ def encode(
     Its tensors have diffusers' names: prompt_embeds, pooled_prompt_embeds and both negative ones.
     """
     from triptych.runtimes.base import RuntimeSettings
-    from triptych.sampling.conditioning import Prompts
+    from triptych.sampling.prompt_encoding import Prompts
     from triptych.workflows.encode import EncodeRequest, encode_to_file
 
     request = EncodeRequest(

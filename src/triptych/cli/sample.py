@@ -1,7 +1,7 @@
 """triptych sample."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,24 +23,58 @@ from triptych.cli.options import (
     chosen_device,
     one_for_each,
 )
+from triptych.cli.sample_options import (
+    AestheticScoreOption,
+    AspectRatioOption,
+    CallbackOption,
+    CallbackTensorsOption,
+    CropOption,
+    DenoisingEndOption,
+    DenoisingSplitOption,
+    GuidanceCutoffOption,
+    GuidanceIntervalOption,
+    GuidanceRescaleOption,
+    GuidanceScheduleOption,
+    HeightOption,
+    ImageOption,
+    LatentsOption,
+    MaskOption,
+    NegativeAestheticScoreOption,
+    NegativeCropOption,
+    NegativeOriginalSizeOption,
+    NegativeTargetSizeOption,
+    OriginalSizeOption,
+    PaddingMaskCropOption,
+    RefinerOption,
+    RefinerRuntimeOption,
+    RefinerStrengthOption,
+    SaveStepsOption,
+    SeedOption,
+    StrengthOption,
+    TargetSizeOption,
+    WidthOption,
+    aspect_ratio_from,
+    image_files,
+    one_callback,
+    refiner_request,
+    steps_from,
+)
 from triptych.cli.scheduler_options import (
     EtaOption,
     SchedulerOption,
     SigmaSpacingOption,
     SigmaValuesOption,
     TimestepsOption,
+    numbers_from,
     scheduler_choice,
 )
 from triptych.errors import UsageError
 from triptych.sampling.guidance import GuidanceMode
 
 if TYPE_CHECKING:
-    from triptych.sampling.callbacks import StepCallback
-    from triptych.sampling.conditioning import Prompts
     from triptych.sampling.loop import StepEvent
     from triptych.sampling.prompt_embeddings import PromptEmbeddings
-
-_Pair = tuple[int, int]
+    from triptych.sampling.prompt_encoding import Prompts
 
 
 def sample(
@@ -78,72 +112,58 @@ def sample(
         GuidanceMode,
         typer.Option("--guidance-mode", help="One U-Net call a step, or two of half the size."),
     ] = "batched",
-    save_steps: Annotated[
-        str, typer.Option("--save-steps", metavar="1,4,8", help="Default: the last.")
-    ] = "",
-    height_px: Annotated[
-        int | None, typer.Option("--height-px", help="Divisible by 8. Default: as trained.")
-    ] = None,
-    width_px: Annotated[
-        int | None, typer.Option("--width-px", help="Divisible by 8. Default: as trained.")
-    ] = None,
+    guidance_rescale: GuidanceRescaleOption = 0.0,
+    guidance_interval: GuidanceIntervalOption = (0.0, 1.0),
+    guidance_schedule: GuidanceScheduleOption = "",
+    guidance_cutoff: GuidanceCutoffOption = None,
+    save_steps: SaveStepsOption = "",
+    height_px: HeightOption = None,
+    width_px: WidthOption = None,
+    aspect_ratio: AspectRatioOption = None,
     num_images_per_prompt: Annotated[int, typer.Option("--num-images-per-prompt", min=1)] = 1,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="One for all, or repeated: one a picture. Default: 0."),
-    ] = None,
-    latents: Annotated[
-        Path | None,
-        typer.Option("--latents", help="Unit noise from a .safetensors or .npy file."),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option("--image", help="A picture to start from, instead of noise alone."),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option("--strength", help="How much of --image is made anew, 0 to 1.")
-    ] = 0.3,
-    denoising_end: Annotated[
-        float | None,
-        typer.Option("--denoising-end", help="Stop after this part of the schedule, 0 to 1."),
-    ] = None,
-    original_size: Annotated[
-        _Pair | None, typer.Option("--original-size", help="Micro-conditioning: height width.")
-    ] = None,
-    crop: Annotated[_Pair, typer.Option("--crop", help="Micro-conditioning: top left.")] = (0, 0),
-    target_size: Annotated[
-        _Pair | None, typer.Option("--target-size", help="Micro-conditioning: height width.")
-    ] = None,
-    negative_original_size: Annotated[
-        _Pair | None, typer.Option("--negative-original-size", help="With --negative-target-size.")
-    ] = None,
-    negative_crop: Annotated[_Pair, typer.Option("--negative-crop")] = (0, 0),
-    negative_target_size: Annotated[
-        _Pair | None, typer.Option("--negative-target-size", help="See --negative-original-size.")
-    ] = None,
+    seed: SeedOption = None,
+    latents: LatentsOption = None,
+    image: ImageOption = None,
+    strength: StrengthOption = None,
+    mask: MaskOption = None,
+    padding_mask_crop: PaddingMaskCropOption = None,
+    denoising_end: DenoisingEndOption = None,
+    refiner: RefinerOption = None,
+    denoising_split: DenoisingSplitOption = None,
+    refiner_strength: RefinerStrengthOption = 0.3,
+    refiner_runtime: RefinerRuntimeOption = None,
+    aesthetic_score: AestheticScoreOption = 6.0,
+    negative_aesthetic_score: NegativeAestheticScoreOption = 2.5,
+    original_size: OriginalSizeOption = None,
+    crop: CropOption = (0, 0),
+    target_size: TargetSizeOption = None,
+    negative_original_size: NegativeOriginalSizeOption = None,
+    negative_crop: NegativeCropOption = (0, 0),
+    negative_target_size: NegativeTargetSizeOption = None,
     previews: Annotated[
-        bool, typer.Option("--previews", help="Write a quick preview of every step.")
-    ] = False,
-    callback: Annotated[
-        list[str] | None,
+        Literal["linear", "vae", "preview-decoder"] | None,
         typer.Option(
-            "--callback",
-            metavar="MODULE:FUNCTION",
-            help="Called after every step, as diffusers' callback_on_step_end. May be repeated.",
+            "--previews",
+            help="Write a preview of every step: by a linear map at no cost, by the VAE, or by the "
+            "small decoder that a bundle may have.",
         ),
     ] = None,
-    callback_tensors: Annotated[
-        str,
+    preview_of: Annotated[
+        Literal["denoised", "latents"],
         typer.Option(
-            "--callback-tensors",
-            metavar="latents,...",
-            help="What callbacks are given that do not say so themselves.",
+            "--preview-of", help="What a step believes the picture is (x0), or holds (x_t)."
         ),
-    ] = "latents",
-    guidance_cutoff: Annotated[
-        float | None,
-        typer.Option("--guidance-cutoff", help="Turn guidance off after this part of the run."),
-    ] = None,
+    ] = "denoised",
+    callback: CallbackOption = None,
+    callback_tensors: CallbackTensorsOption = "latents",
+    callback_arrays: Annotated[
+        Literal["auto", "numpy", "torch"],
+        typer.Option(
+            "--callback-arrays",
+            help="What callbacks are given. auto: torch tensors if their module uses torch or "
+            "diffusers.",
+        ),
+    ] = "auto",
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     compute_units: ComputeUnitsOption = None,
@@ -159,17 +179,23 @@ def sample(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Sample pictures step by step.
+    """Sample pictures step by step: from text, from a picture, behind a mask, with a refiner.
 
     Writes step_01.png ... for the saved steps, final.png with the pixels of the last of them,
     latents.safetensors, and run.json with everything needed to repeat the run.
     """
     from triptych.runtimes.base import RuntimeSettings
-    from triptych.sampling.conditioning import MicroConditioning
+    from triptych.sampling.micro_conditioning import MicroConditioning
     from triptych.sampling.settings import Settings
-    from triptych.workflows import sample as workflow
     from triptych.workflows.noise_file import read_noise
+    from triptych.workflows.sample import sample as run_sample
+    from triptych.workflows.sample_request import SampleRequest
 
+    if guidance_cutoff is not None and (guidance_schedule or guidance_interval != (0.0, 1.0)):
+        raise UsageError(
+            "--guidance-cutoff: got one beside --guidance-schedule or --guidance-interval, want "
+            "one of them: --guidance-interval 0 TO turns guidance off, too."
+        )
     settings = Settings(
         prompts=_what_is_asked(
             {
@@ -192,8 +218,12 @@ def sample(
         ),
         guidance_scale=guidance_scale,
         guidance_mode=guidance_mode,
+        guidance_rescale=float(guidance_rescale),
+        guidance_interval=guidance_interval,
+        guidance_schedule=numbers_from(guidance_schedule, "--guidance-schedule"),
         height_px=height_px,
         width_px=width_px,
+        aspect_ratio=aspect_ratio_from(aspect_ratio),
         num_images_per_prompt=num_images_per_prompt,
         seeds=tuple(seed or (0,)),
         noise=read_noise(latents) if latents else None,
@@ -204,17 +234,28 @@ def sample(
             negative_original_size=negative_original_size,
             negative_crop=negative_crop,
             negative_target_size=negative_target_size,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
         ),
         denoising_end=denoising_end,
     )
-    request = workflow.SampleRequest(
+    request = SampleRequest(
         bundle=bundle,
         output=output,
         settings=settings,
-        image=image,
-        strength=strength,
-        save_steps=_steps(save_steps),
+        pictures=image_files(
+            image=image, strength=strength, mask=mask, padding_mask_crop=padding_mask_crop
+        ),
+        refiner=refiner_request(
+            refiner=refiner,
+            denoising_split=denoising_split,
+            strength=refiner_strength,
+            runtime=refiner_runtime,
+            variant=variant,
+        ),
+        save_steps=steps_from(save_steps),
         previews=previews,
+        preview_of=preview_of,
         runtime=runtime,
         runtime_settings=RuntimeSettings(
             device=chosen_device(device, compute_units),
@@ -229,16 +270,21 @@ def sample(
     with progress_bars() as bars:
         task = bars.add_task("sampling", total=num_inference_steps, stage="text encoders")
 
-        def observe(event: "StepEvent") -> None:
+        def show(event: "StepEvent") -> None:
             last = event.index + 1 == event.num_inference_steps
             stage = "decoding" if last else f"sigma {event.sigma_next:.2f}"
             total = event.num_inference_steps
             bars.update(task, completed=event.index + 1, total=total, stage=stage)
 
-        result = workflow.sample(
+        result = run_sample(
             request,
-            observers=[observe],
-            callback_on_step_end=_callback(callback or [], callback_tensors, guidance_cutoff),
+            on_step=show,
+            callback_on_step_end=one_callback(
+                callback or [],
+                callback_tensors,
+                arrays=callback_arrays,
+                guidance_cutoff=guidance_cutoff,
+            ),
         )
         bars.update(task, stage="done")
     for warning in result.warnings:
@@ -249,31 +295,6 @@ def sample(
     say(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
 
 
-def _callback(
-    names: list[str], tensors: str, guidance_cutoff: float | None
-) -> "StepCallback | None":
-    """All that was asked for as one callback; None where nothing was."""
-    from triptych.sampling.controllers import CallbackChain, GuidanceCutoff
-    from triptych.workflows.callback_import import import_callback
-
-    callbacks: list[StepCallback] = [import_callback(name) for name in names]
-    if guidance_cutoff is not None:
-        callbacks.append(GuidanceCutoff(cutoff_step_ratio=guidance_cutoff))
-    given = [name.strip() for name in tensors.split(",")]
-    return CallbackChain(callbacks, given=given) if callbacks else None
-
-
-def _steps(text: str) -> tuple[int, ...]:
-    if not text:
-        return ()
-    try:
-        return tuple(int(step) for step in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"got {text!r}, want step numbers with commas between, such as 1,4,8."
-        ) from error
-
-
 def _what_is_asked(
     prompts: dict[str, list[str] | None],
     *,
@@ -282,7 +303,7 @@ def _what_is_asked(
     prompt_embeds: Path | None,
 ) -> "Prompts | PromptEmbeddings":
     """Prompts, or a file of embeddings in their place."""
-    from triptych.sampling.conditioning import Prompts
+    from triptych.sampling.prompt_encoding import Prompts
     from triptych.workflows.prompt_embeds_file import read_prompt_embeds
 
     prompt = prompts["prompt"]

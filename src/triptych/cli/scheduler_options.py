@@ -63,13 +63,18 @@ def scheduler_choice(
     return SchedulerChoice(
         name=name,
         sigma_spacing=sigma_spacing,
-        timesteps=_numbers(timesteps, "--timesteps"),
-        sigmas=_numbers(sigma_values, "--sigma-values"),
+        timesteps=numbers_from(timesteps, "--timesteps"),
+        sigmas=numbers_from(sigma_values, "--sigma-values"),
         eta=float(eta),
     )
 
 
-def _numbers(text: str, option: str) -> tuple[float, ...]:
+def numbers_from(text: str, option: str) -> tuple[float, ...]:
+    """Numbers from an option's text, with commas between them.
+
+    Raises:
+        typer.BadParameter: something in it is no number.
+    """
     try:
         return tuple(float(number) for number in text.split(",")) if text else ()
     except ValueError as error:

@@ -16,13 +16,14 @@ from triptych.models.prompts import PROMPTS, prompt_ids
 from triptych.models.sdxl import SdxlConfig
 from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
-from triptych.sampling.conditioning import Conditioning, Prompts
+from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import split_halves
 from triptych.sampling.image_start import ImageStart
 from triptych.sampling.inpaint import unet_sample
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import gaussian_noise
 from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SamplerMaker, read_sampler
 from triptych.sampling.settings import Settings
 from triptych.types import Array, ComponentName, ImageFloats, Latents, NoisePred, TensorMap

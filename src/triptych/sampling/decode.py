@@ -2,9 +2,13 @@
 
 import numpy as np
 
+from triptych.errors import BlankPictureError
 from triptych.models.sdxl import SdxlConfig
-from triptych.sampling.conditioning import Network
+from triptych.sampling.network import Network
 from triptych.types import Array, ImageFloats, ImagePixels, Latents
+
+_LEAST_CONTRAST = 2 / 255
+"""One level of 256 in -1 to 1: below it a picture has no detail at all."""
 
 
 def decode_latents(vae_decoder: Network, latents: Latents, *, config: SdxlConfig) -> ImageFloats:
@@ -19,6 +23,23 @@ def decode_latents(vae_decoder: Network, latents: Latents, *, config: SdxlConfig
         for row in range(len(unscaled))
     ]
     return np.concatenate(pictures)
+
+
+def check_not_blank(image: ImageFloats) -> None:
+    """Refuse pictures that are black, or of any one colour: no sampler draws those.
+
+    Raises:
+        BlankPictureError: one is.
+    """
+    for row, picture in enumerate(image):
+        flat = picture.reshape(len(picture), -1)
+        if (np.ptp(flat, axis=1) < _LEAST_CONTRAST).all():
+            colour = ", ".join(f"{level:.2g}" for level in flat[:, 0])
+            raise BlankPictureError(
+                f"picture {row}: got one colour all over ({colour} in -1 to 1), want a picture. "
+                "A VAE in half precision overflows so: export it in fp32, or take one that is made "
+                "for fp16."
+            )
 
 
 def pixels_from_image(image: ImageFloats) -> ImagePixels:

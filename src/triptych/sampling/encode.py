@@ -3,8 +3,8 @@
 import numpy as np
 
 from triptych.models.sdxl import SdxlConfig
-from triptych.sampling.conditioning import Network
 from triptych.sampling.decode import scale_latents
+from triptych.sampling.network import Network
 from triptych.sampling.noise import NoiseStream, draw_noise
 from triptych.types import Array, ImageFloats, Latents
 

@@ -4,7 +4,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from triptych.sampling.conditioning import Conditioning, Network
+from triptych.sampling.conditioning import Conditioning
+from triptych.sampling.network import Network
 from triptych.types import Array, NoisePred
 
 GuidanceMode: TypeAlias = Literal["batched", "split"]

@@ -10,9 +10,10 @@ from triptych.sampling.callbacks import (
     apply_callback,
     asked_tensors,
 )
-from triptych.sampling.conditioning import Conditioning, Network
+from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import GuidanceMode, predict_noise
 from triptych.sampling.inpaint import Inpaint, unet_sample, with_kept_part
+from triptych.sampling.network import Network
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.run_part import RunPart, whole_run
 from triptych.sampling.schedule import Schedule

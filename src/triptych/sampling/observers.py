@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import final
+from typing import Literal, TypeAlias, final
 
 from triptych.errors import UsageError
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.types import Latents
+
+PreviewOf: TypeAlias = Literal["denoised", "latents"]
+"""denoised: what a step believes the finished picture is, x0. latents: what it holds, x_t."""
 
 
 @final
@@ -27,6 +30,24 @@ class StepKeeper:
         """Keep this step's latents if it was chosen."""
         if event.index + 1 in self._steps:
             self.latents[event.index + 1] = event.latents.copy()
+
+
+@final
+class PreviewKeeper:
+    """Keeps what each step believes the picture is, or what it holds, to be decoded afterwards.
+
+    Attributes:
+        latents: a copy for each step that has run, by its number from 1.
+    """
+
+    def __init__(self, *, of: PreviewOf = "denoised") -> None:
+        self._of = of
+        self.latents: dict[int, Latents] = {}
+
+    def __call__(self, event: StepEvent) -> None:
+        """Keep this step's."""
+        kept = event.denoised if self._of == "denoised" else event.latents
+        self.latents[event.index + 1] = kept.copy()
 
 
 @final

@@ -14,18 +14,13 @@ from triptych.models.tokenizer import load_tokenizer
 from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.callbacks import StepCallback
-from triptych.sampling.conditioning import (
-    Conditioning,
-    EncodedPrompts,
-    Prompts,
-    encode_prompts,
-    make_conditioning,
-)
+from triptych.sampling.conditioning import Conditioning, make_conditioning
 from triptych.sampling.controllers import CallbackChain, GuidanceSchedule
 from triptych.sampling.decode import decode_latents
 from triptych.sampling.guidance import is_guided
 from triptych.sampling.loop import StepEvent, iterate
 from triptych.sampling.prompt_embeddings import PromptEmbeddings, encoded_from_embeddings
+from triptych.sampling.prompt_encoding import EncodedPrompts, Prompts, encode_prompts
 from triptych.sampling.run_part import RunPart
 from triptych.sampling.schedule import Schedule
 from triptych.sampling.schedulers import SamplerMaker, read_sampler

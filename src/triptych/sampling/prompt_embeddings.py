@@ -8,7 +8,7 @@ import numpy as np
 from triptych.errors import UsageError
 from triptych.models.component import ComponentSpec
 from triptych.models.sdxl import SdxlConfig, component_spec
-from triptych.sampling.conditioning import EncodedPrompts
+from triptych.sampling.prompt_encoding import EncodedPrompts
 from triptych.tensors import TensorSpec, check_tensors
 from triptych.types import Array
 

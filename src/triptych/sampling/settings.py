@@ -6,14 +6,16 @@ from typing import final
 
 from triptych.bundle.bundle import Bundle
 from triptych.errors import UsageError
-from triptych.sampling.conditioning import MicroConditioning, Prompts
 from triptych.sampling.guidance import GuidanceMode
 from triptych.sampling.image_start import ImageStart
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.prompt_embeddings import PromptEmbeddings
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.run_part import RunPart, part_between, part_by_strength, whole_run
 from triptych.sampling.schedule import Schedule
 from triptych.sampling.schedulers import SchedulerChoice
+from triptych.sampling.size_buckets import nearest_bucket
 from triptych.types import Latents
 
 
@@ -35,6 +37,8 @@ class Settings:
         height_px: of the pictures, divisible by 8; None takes the only size that a
             bundle of fixed shapes makes, or the one the model was trained at.
         width_px: as `height_px`.
+        aspect_ratio: width over height, for the nearest size that SDXL was trained at; instead of
+            `height_px` and `width_px`.
         num_images_per_prompt: pictures for each prompt.
         seeds: one for the whole batch, or one a picture, as diffusers' generator argument.
         noise: unit noise to start from instead of a seed's.
@@ -56,6 +60,7 @@ class Settings:
     guidance_schedule: tuple[float, ...] = ()
     height_px: int | None = None
     width_px: int | None = None
+    aspect_ratio: float | None = None
     num_images_per_prompt: int = 1
     seeds: tuple[int, ...] = (0,)
     noise: Latents | None = None
@@ -91,6 +96,8 @@ def check_settings(bundle: Bundle, settings: Settings) -> None:
             raise UsageError(f"guidance_scale: got {scale}, want a finite number.")
     if not 0 <= settings.guidance_rescale <= 1:
         raise UsageError(f"guidance_rescale: got {settings.guidance_rescale:g}, want 0 to 1.")
+    if settings.aspect_ratio is not None and not 0 < settings.aspect_ratio < math.inf:
+        raise UsageError(f"aspect_ratio: got {settings.aspect_ratio:g}, want width over height.")
     first, last = settings.guidance_interval
     if not 0 <= first < last <= 1:
         raise UsageError(
@@ -126,8 +133,13 @@ def picture_size(bundle: Bundle, settings: Settings) -> tuple[int, int]:
     trained = bundle.config.sample_size * scale
     built = bundle.built_size_px
     usual = built or (trained, trained)
+    is_sized = settings.height_px is not None or settings.width_px is not None
+    if settings.aspect_ratio is not None:
+        if is_sized or settings.start is not None:
+            raise UsageError("aspect_ratio: got one beside a size or a picture, want one of them.")
+        usual = nearest_bucket(settings.aspect_ratio, trained_px=trained, scale=scale)
     if settings.start is not None:
-        if settings.height_px is not None or settings.width_px is not None:
+        if is_sized:
             raise UsageError("height_px, width_px: got one with a picture, want its own size.")
         usual = settings.start.size_px(scale=scale)
     height_px = usual[0] if settings.height_px is None else settings.height_px

@@ -5,16 +5,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Literal, TypeAlias
 
 from triptych.errors import UsageError
 from triptych.sampling.callbacks import StepCallback
+from triptych.workflows.torch_callback import with_torch_tensors
+
+CallbackArrays: TypeAlias = Literal["auto", "numpy", "torch"]
+"""What a callback is given. auto: torch tensors where its module uses torch or diffusers, as what
+was written for diffusers' pipelines does; NumPy arrays otherwise."""
 
 
-def import_callback(name: str) -> StepCallback:
+def import_callback(name: str, *, arrays: CallbackArrays = "auto") -> StepCallback:
     """The callback that `module:attribute` names: a function, or an object that can be called.
+
+    Args:
+        name: of both.
+        arrays: what it is given.
 
     Raises:
         UsageError: there is no such module or attribute, or it cannot be called.
+        MissingDependencyError: it wants torch tensors, and torch is not installed.
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
@@ -34,7 +46,17 @@ def import_callback(name: str) -> StepCallback:
             f"callback: got {name!r}, want something in {module_name} that can be called: "
             f"{', '.join(known) or 'it has nothing of the kind'}."
         )
+    if arrays == "torch" or (arrays == "auto" and _uses_torch(module)):
+        return with_torch_tensors(callback)
     return callback
+
+
+def _uses_torch(module: ModuleType) -> bool:
+    names = [module.__name__]
+    for value in vars(module).values():
+        is_module = isinstance(value, ModuleType)
+        names.append(value.__name__ if is_module else str(getattr(value, "__module__", "")))
+    return any(name.partition(".")[0] in ("torch", "diffusers") for name in names)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from triptych.runtimes.base import RuntimeSettings
 from triptych.types import PRECISIONS, ComponentName, Precision
 from triptych.workflows.contract import contract_problems
 from triptych.workflows.diffusers_schedulers import read_any_sampler
-from triptych.workflows.sample import choose_runtime
+from triptych.workflows.runtime_choice import choose_runtime
 
 _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     "float32": "fp32",

@@ -10,13 +10,14 @@ import numpy as np
 from triptych.bundle.store import replace_folder
 from triptych.parity.report import ParityReport
 from triptych.runtimes.base import RuntimeSettings
-from triptych.sampling.conditioning import Prompts
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.testing.tiny import tiny_checkpoint
 from triptych.types import Array, ComponentName, FormatName, ImagePixels
 from triptych.workflows.check import CheckRequest, check_bundle
 from triptych.workflows.export import ExportRequest, export_bundles
-from triptych.workflows.sample import SampleRequest, sample
+from triptych.workflows.sample import sample
+from triptych.workflows.sample_request import SampleRequest
 
 DemoReporter: TypeAlias = Callable[[str, float], None]
 """Told the stage in words and how far the demo is, 0 to 1."""

@@ -7,11 +7,12 @@ from typing import final
 
 from triptych.bundle.bundle import open_bundle
 from triptych.runtimes.base import RuntimeSettings
-from triptych.sampling.conditioning import Prompts
 from triptych.sampling.pipeline import encode
 from triptych.sampling.prompt_embeddings import embeddings_from_encoded
+from triptych.sampling.prompt_encoding import Prompts
 from triptych.workflows.prompt_embeds_file import check_new_file, write_prompt_embeds
-from triptych.workflows.sample import choose_runtime, truncation_warnings
+from triptych.workflows.runtime_choice import choose_runtime
+from triptych.workflows.sample import truncation_warnings
 
 
 @final

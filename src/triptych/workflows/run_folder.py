@@ -3,10 +3,9 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import final
 
 import numpy as np
 
@@ -15,32 +14,24 @@ from triptych.bundle.bundle import Bundle
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.bundle.store import file_sha256
 from triptych.runtimes.base import Execution, Runtime
-from triptych.sampling.conditioning import Prompts
-from triptych.sampling.loop import StepEvent
 from triptych.sampling.pipeline import Prepared
-from triptych.sampling.preview import preview_pixels
 from triptych.sampling.prompt_embeddings import PromptEmbeddings
+from triptych.sampling.prompt_encoding import Prompts
+from triptych.sampling.settings import Settings
 from triptych.types import Array, ImagePixels, Latents
 
 RUN_FILE = "run.json"
 """Everything needed to repeat a run; every folder of a run has one."""
 
 
-@final
-class PreviewWriter:
-    """Writes a linear preview of what each step believes the picture is."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, event: StepEvent) -> None:
-        """Write this step's preview."""
-        width = _digits(event.num_inference_steps)
-        name = f"preview_{event.index + 1:0{width}d}"
-        _write_png(preview_pixels(event.denoised), self._folder, name)
+def write_previews(pixels: Mapping[int, ImagePixels], folder: Path) -> None:
+    """Write preview_01.png and so on."""
+    width = _digits(max(pixels, default=0))
+    for step, pictures in pixels.items():
+        _write_png(pictures, folder, f"preview_{step:0{width}d}")
 
 
-def write_pictures(pixels: Mapping[int, ImagePixels], folder: Path) -> dict[int, tuple[str, ...]]:
+def write_pictures(pixels: Mapping[int, Array], folder: Path) -> dict[int, tuple[str, ...]]:
     """Write step_01.png and so on, and final.png with the last step's; return the names by step."""
     width = _digits(max(pixels, default=0))
     names = {
@@ -52,7 +43,7 @@ def write_pictures(pixels: Mapping[int, ImagePixels], folder: Path) -> dict[int,
     return names
 
 
-def _write_png(pixels: ImagePixels, folder: Path, stem: str) -> tuple[str, ...]:
+def _write_png(pixels: Array, folder: Path, stem: str) -> tuple[str, ...]:
     """One file for one picture; numbered files for several."""
     from PIL import Image
 
@@ -84,32 +75,21 @@ def write_latents(
     save_file(contiguous, folder / "latents.safetensors")
 
 
-def run_record(
-    bundle: Bundle,
-    runtime: Runtime,
-    prepared: Prepared,
-    *,
-    execution: Execution,
-    steps: Sequence[int],
-    last: Latents,
+def stage_record(
+    bundle: Bundle, runtime: Runtime, prepared: Prepared, *, execution: Execution, last: Latents
 ) -> dict[str, object]:
-    """Everything needed to repeat the run, and to see whether a repetition was the same.
+    """Everything needed to repeat a model's part of a run, and to see whether it was the same.
 
     Args:
         bundle: what was sampled from.
         runtime: on which engine.
         prepared: the run.
         execution: what the U-Net ran on.
-        steps: those that were saved.
-        last: the final latents.
+        last: its last latents.
     """
     settings = prepared.settings
     manifest = bundle.folder / MANIFEST_NAME
     return {
-        "schema_version": 1,
-        "triptych": triptych.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
         "bundle": {
             "path": str(bundle.folder),
             "format": bundle.format,
@@ -130,6 +110,8 @@ def run_record(
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_mode": settings.guidance_mode,
+        "guidance_rescale": settings.guidance_rescale,
+        "guidance_scales": list(prepared.guidance_scales),
         "num_images_per_prompt": settings.num_images_per_prompt,
         "seeds": list(settings.seeds) if settings.noise is None else None,
         "height_px": prepared.height_px,
@@ -146,24 +128,41 @@ def run_record(
             "init_noise_sigma": prepared.schedule.init_noise_sigma,
         },
         "start": _start_record(prepared),
-        "save_steps": list(steps),
         "noise_sha256": _array_sha256(prepared.start.noise),
         "final_latents_sha256": _array_sha256(last),
     }
 
 
+def environment_record() -> dict[str, object]:
+    """What the run was made with."""
+    return {
+        "schema_version": 1,
+        "triptych": triptych.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
 def _start_record(prepared: Prepared) -> dict[str, object]:
     """What the run started from, and which part of the schedule it took."""
-    settings = prepared.settings
+    settings, start = prepared.settings, prepared.start
     return {
-        "kind": "noise" if settings.start is None else "image",
-        "latents_sha256": _array_sha256(prepared.start.latents),
+        "kind": _start_kind(settings),
+        "latents_sha256": _array_sha256(start.latents),
+        "mask_sha256": None if start.inpaint is None else _array_sha256(start.inpaint.mask),
         "strength": None if settings.start is None else settings.start.strength,
         "denoising_start": settings.denoising_start,
         "denoising_end": settings.denoising_end,
         "first_step": prepared.part.first,
         "num_steps": prepared.part.num_steps,
     }
+
+
+def _start_kind(settings: Settings) -> str:
+    if settings.start is None:
+        return "noise"
+    kind = "latents" if settings.start.image is None else "image"
+    return kind if settings.start.mask is None else f"{kind} and mask"
 
 
 def _prompts_record(prompts: Prompts | PromptEmbeddings) -> dict[str, object]:

@@ -1,68 +1,32 @@
 """Sample from a bundle into a folder: pictures of chosen steps, latents, and how to repeat it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import replace_folder
-from triptych.errors import UsageError
-from triptych.runtimes import make_runtime, runtimes_for
-from triptych.runtimes.base import Execution, Runtime, RuntimeSettings
+from triptych.runtimes.base import Execution
 from triptych.sampling.callbacks import StepCallback
-from triptych.sampling.conditioning import EncodedPrompts
-from triptych.sampling.decode import pixels_from_image
-from triptych.sampling.image_start import ImageStart
+from triptych.sampling.decode import check_not_blank, pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
-from triptych.sampling.observers import StepKeeper, check_save_steps, observe
-from triptych.sampling.pipeline import decode, denoise, prepare
-from triptych.sampling.settings import Settings, chosen_part
-from triptych.types import ImagePixels, Latents
+from triptych.sampling.observers import PreviewKeeper, StepKeeper
+from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.preview import preview_pixels
+from triptych.sampling.prompt_encoding import EncodedPrompts
+from triptych.types import Array, ImageFloats, ImagePixels, Latents
 from triptych.workflows.diffusers_schedulers import read_any_sampler
-from triptych.workflows.image_file import read_image
 from triptych.workflows.run_folder import (
     RUN_FILE,
-    PreviewWriter,
-    run_record,
+    environment_record,
+    stage_record,
     write_latents,
     write_pictures,
+    write_previews,
 )
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRequest:
-    """What to sample, and where to put it.
-
-    Attributes:
-        bundle: a bundle, a folder made by optimum-cli, or a checkpoint.
-        output: a folder to make.
-        settings: what to draw.
-        image: a file to start from; its size is the picture's, unless the bundle makes only one.
-        strength: how much of it is made anew, 0 to 1.
-        save_steps: steps to save pictures of; empty saves the last.
-        previews: write a linear preview of every step as well.
-        runtime: the engine; None takes the one that reads the bundle's format.
-        runtime_settings: device, precision, threads.
-        variant: the weight variant, for a checkpoint.
-        verify: compare every file's hash with the manifest first.
-        overwrite: replace an existing output folder.
-    """
-
-    bundle: Path
-    output: Path
-    settings: Settings
-    image: Path | None = None
-    strength: float = 0.3
-    save_steps: Sequence[int] = ()
-    previews: bool = False
-    runtime: str | None = None
-    runtime_settings: RuntimeSettings
-    variant: str | None = None
-    verify: bool = True
-    overwrite: bool = False
+from triptych.workflows.sample_request import PreviewDecoder, SampleRequest
+from triptych.workflows.stages import Plan, Stage, handed_over, plan_run
 
 
 @final
@@ -80,122 +44,174 @@ class SampleResult:
 
     output: Path
     pictures: Mapping[int, tuple[Path, ...]]
-    pixels: Mapping[int, ImagePixels]
+    pixels: Mapping[int, Array]
     run: Mapping[str, object]
     warnings: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """A stage that has run.
+
+    Attributes:
+        stage: the model's part.
+        prepared: its run.
+        execution: what its U-Net ran on.
+        last: its last step, with arrays of its own, counted over the whole run.
+    """
+
+    stage: Stage
+    prepared: Prepared
+    execution: Execution
+    last: StepEvent
+
+    @property
+    def was_interrupted(self) -> bool:
+        return self.last.index + 2 < self.stage.steps.stop
 
 
 def sample(
     request: SampleRequest,
     *,
-    observers: Iterable[Observer] = (),
+    on_step: Observer | None = None,
     callback_on_step_end: StepCallback | None = None,
     callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
 ) -> SampleResult:
     """Run the sampler and write step_01.png ..., final.png, latents.safetensors and run.json.
 
-    final.png has the pixels of the last saved step. The output folder appears when everything in
-    it is written.
+    final.png has the pixels of the last saved step; a run that a callback interrupts ends with the
+    latents so far. The output folder appears when everything in it is written.
 
     Args:
         request: what and where.
-        observers: shown every step.
-        callback_on_step_end: diffusers' contract.
+        on_step: shown every step, counted over the whole run; changes nothing.
+        callback_on_step_end: diffusers' contract; called in the refiner's steps too, which it sees
+            as a run of their own.
         callback_on_step_end_tensor_inputs: what the callback is given.
 
     Raises:
         UsageError: settings that cannot be, or an output folder that exists.
         BundleError: the bundle is incomplete or corrupt.
         NonFiniteError: a component gave NaN or infinity.
+        BlankPictureError: a picture is of one colour.
         BackendError: the engine or device is missing.
     """
-    bundle = open_bundle(request.bundle, variant=request.variant)
-    settings = _with_image(request, bundle)
-    steps = _save_steps(bundle, settings, request.save_steps)
-    runtime = choose_runtime(bundle, request.runtime, request.runtime_settings)
+    plan = plan_run(request)
     with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
-            bundle.check_files()
-        prepared = prepare(bundle, runtime, settings, make_sampler=read_any_sampler)
-        keeper = StepKeeper(steps)
-        watchers: list[Observer] = [keeper, *observers]
-        if request.previews:
-            watchers.append(PreviewWriter(folder))
-        ran_on: list[Execution] = []
-        events = denoise(
-            bundle,
-            runtime,
-            prepared,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            on_open=ran_on.append,
-        )
-        last = _last(observe(events, watchers))
-        images = decode(bundle, runtime, {str(step): x for step, x in keeper.latents.items()})
-        pixels = {int(step): pixels_from_image(image) for step, image in images.items()}
-        names = write_pictures(pixels, folder)
-        write_latents(prepared, keeper.latents, last, folder)
-        run = run_record(bundle, runtime, prepared, execution=ran_on[0], steps=steps, last=last)
+            for stage in plan.stages:
+                stage.bundle.check_files()
+        keeper = StepKeeper(plan.save_steps)
+        previews = PreviewKeeper(of=request.preview_of)
+        observers: list[Observer] = [keeper]
+        observers += [previews] if request.previews is not None else []
+        observers += [on_step] if on_step is not None else []
+        names = tuple(callback_on_step_end_tensor_inputs)
+        done = list(_run_stages(plan, observers, callback_on_step_end, names))
+        last = done[-1].last
+        saved = keeper.latents
+        if done[-1].was_interrupted:
+            saved = {**saved, last.index + 1: last.latents}
+        pixels = {
+            step: plan.finished(_checked_pixels(image))
+            for step, image in _decoded(done, saved).items()
+        }
+        files = write_pictures(pixels, folder)
+        if request.previews is not None:
+            write_previews(_previews(done, previews.latents, request.previews), folder)
+        write_latents(done[0].prepared, saved, last.latents, folder)
+        run = _run_record(done, save_steps=sorted(saved))
         (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     return SampleResult(
         output=request.output,
         pictures={
-            step: tuple(request.output / name for name in files) for step, files in names.items()
+            step: tuple(request.output / name for name in names) for step, names in files.items()
         },
         pixels=pixels,
         run=run,
-        warnings=tuple(truncation_warnings(prepared.encoded)),
+        warnings=tuple(truncation_warnings(done[0].prepared.encoded)),
     )
 
 
-def _with_image(request: SampleRequest, bundle: Bundle) -> Settings:
-    """The settings, starting from the image that was asked for.
+def _run_stages(
+    plan: Plan,
+    observers: Iterable[Observer],
+    callback: StepCallback | None,
+    names: tuple[str, ...],
+) -> Iterator[_Done]:
+    """Run each stage from where the one before has stopped; none after an interrupted one."""
+    before: StepEvent | None = None
+    for stage in plan.stages:
+        settings = stage.settings if before is None else handed_over(stage, before)
+        prepared = prepare(stage.bundle, stage.runtime, settings, make_sampler=read_any_sampler)
+        executions: list[Execution] = []
+        for event in denoise(
+            stage.bundle,
+            stage.runtime,
+            prepared,
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=names,
+            on_open=executions.append,
+        ):
+            before = replace(
+                event,
+                index=event.index + stage.steps.start - 1,
+                num_inference_steps=plan.num_steps,
+            )
+            for observer in observers:
+                observer(before)
+        assert before is not None  # noqa: S101  a part of a schedule has a step
+        before = replace(before, latents=before.latents.copy())
+        done = _Done(stage=stage, prepared=prepared, execution=executions[0], last=before)
+        yield done
+        if done.was_interrupted:
+            return
 
-    Raises:
-        UsageError: the file is no picture.
-    """
-    if request.image is None:
-        return request.settings
-    settings = request.settings
-    asked = (settings.height_px, settings.width_px)
-    size_px = bundle.built_size_px
-    if asked != (None, None):
-        if None in asked:
-            raise UsageError("height_px, width_px: got one with an image, want both or neither.")
-        size_px = (asked[0] or 0, asked[1] or 0)
-    image = read_image(request.image, size_px=size_px, scale=bundle.config.vae_scale_factor)
-    start = ImageStart(image=image, strength=request.strength)
-    return replace(settings, start=start, height_px=None, width_px=None)
+
+def _decoded(done: Iterable[_Done], latents: Mapping[int, Latents]) -> dict[int, ImageFloats]:
+    """Latents of some steps as images, each by the VAE of the model whose step it was."""
+    images: dict[int, ImageFloats] = {}
+    for one in done:
+        mine = {str(step): latents[step] for step in latents if step in one.stage.steps}
+        decoded = decode(one.stage.bundle, one.stage.runtime, mine) if mine else {}
+        images |= {int(step): image for step, image in decoded.items()}
+    return dict(sorted(images.items()))
 
 
-def _save_steps(bundle: Bundle, settings: Settings, asked: Sequence[int]) -> tuple[int, ...]:
-    """The steps to save, checked before anything runs.
-
-    Some schedulers evaluate the U-Net more often than they are asked for steps, and a picture to
-    start from leaves fewer: the last step is the run's.
-    """
-    sampler = read_any_sampler(
-        bundle.folder / "scheduler" / "scheduler_config.json",
-        settings.scheduler,
-        num_inference_steps=settings.num_inference_steps,
-    )
-    total = chosen_part(settings, sampler.schedule).num_steps
-    return check_save_steps(asked or (total,), num_inference_steps=total)
+def _previews(
+    done: Iterable[_Done], latents: Mapping[int, Latents], decoder: PreviewDecoder
+) -> dict[int, ImagePixels]:
+    if decoder == "linear":
+        return {step: preview_pixels(kept) for step, kept in latents.items()}
+    return {step: pixels_from_image(image) for step, image in _decoded(done, latents).items()}
 
 
-def choose_runtime(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> Runtime:
-    """The engine that was asked for, or the first that reads the bundle's format.
+def _checked_pixels(image: ImageFloats) -> ImagePixels:
+    check_not_blank(image)
+    return pixels_from_image(image)
 
-    Raises:
-        UsageError: no such engine, or it does not read this format.
-    """
-    able = runtimes_for(bundle.format)
-    if name is not None and make_runtime(name).name not in able:
-        raise UsageError(
-            f"runtime: got {name!r} for a bundle in {bundle.format} format, "
-            f"want {' or '.join(able)}."
+
+def _run_record(done: list[_Done], *, save_steps: list[int]) -> dict[str, object]:
+    """The first model's part, with the refiner's in it."""
+    base, *refiner = (
+        stage_record(
+            one.stage.bundle,
+            one.stage.runtime,
+            one.prepared,
+            execution=one.execution,
+            last=one.last.latents,
         )
-    return make_runtime(name or able[0], settings)
+        for one in done
+    )
+    return {
+        **environment_record(),
+        **base,
+        "refiner": refiner[0] if refiner else None,
+        "save_steps": save_steps,
+        "interrupted_after": done[-1].last.index + 1 if done[-1].was_interrupted else None,
+        "final_latents_sha256": (refiner or [base])[-1]["final_latents_sha256"],
+    }
 
 
 def truncation_warnings(encoded: EncodedPrompts) -> Iterator[str]:
@@ -204,12 +220,3 @@ def truncation_warnings(encoded: EncodedPrompts) -> Iterator[str]:
         for row, count in enumerate(counts):
             if count:
                 yield f"{name}: prompt {row} is {count} tokens too long; they were cut off"
-
-
-def _last(events: Iterable[StepEvent]) -> Latents:
-    latents: Latents | None = None
-    for event in events:
-        latents = event.latents
-    if latents is None:
-        raise UsageError("run: got no steps, want at least one.")
-    return latents.copy()
