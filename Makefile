@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 
 # One thread a process: on networks this small several only wait for each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -61,8 +61,11 @@ from triptych.cli.sample_options import (
 )
 from triptych.cli.scheduler_options import (
     EtaOption,
+    RhoOption,
     SchedulerOption,
-    SigmaSpacingOption,
+    SigmaMaxOption,
+    SigmaMinOption,
+    SigmasOption,
     SigmaValuesOption,
     TimestepsOption,
     numbers_from,
@@ -101,9 +104,12 @@ def sample(
         int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
     ] = 50,
     scheduler: SchedulerOption = None,
-    sigmas: SigmaSpacingOption = None,
+    sigmas: SigmasOption = None,
     timesteps: TimestepsOption = "",
     sigma_values: SigmaValuesOption = "",
+    sigma_min: SigmaMinOption = None,
+    sigma_max: SigmaMaxOption = None,
+    rho: RhoOption = None,
     eta: EtaOption = 0.0,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Up to 1: no guidance.")
@@ -211,9 +217,10 @@ def sample(
         num_inference_steps=num_inference_steps,
         scheduler=scheduler_choice(
             name=scheduler,
-            sigma_spacing=sigmas,
+            sigmas=sigmas,
             timesteps=timesteps,
             sigma_values=sigma_values,
+            edm={"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho},
             eta=eta,
         ),
         guidance_scale=guidance_scale,

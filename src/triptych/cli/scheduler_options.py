@@ -1,13 +1,17 @@
 """Options that choose a scheduler, the same in every command that has them."""
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from triptych.sampling.scheduler_config import SigmaSpacing
+from triptych.errors import UsageError
 
 if TYPE_CHECKING:
     from triptych.sampling.schedulers import SchedulerChoice
+
+SigmasName: TypeAlias = Literal["karras", "exponential", "beta", "lu", "edm", "legacy-ddpm"]
+"""Spacings that schedulers have of their own, then sgm's discretizations."""
 
 SchedulerOption: TypeAlias = Annotated[
     str | None,
@@ -19,9 +23,27 @@ SchedulerOption: TypeAlias = Annotated[
     ),
 ]
 
-SigmaSpacingOption: TypeAlias = Annotated[
-    SigmaSpacing | None,
-    typer.Option("--sigmas", help="How noise levels are spaced. Default: the bundle's config's."),
+SigmasOption: TypeAlias = Annotated[
+    SigmasName | None,
+    typer.Option(
+        "--sigmas",
+        help="How noise levels are spaced; edm and legacy-ddpm are sgm's, for any scheduler that "
+        "takes sigmas. Default: the bundle's config's.",
+    ),
+]
+
+SigmaMinOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--sigma-min", help="Of --sigmas edm. Default: the training schedule's."),
+]
+
+SigmaMaxOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--sigma-max", help="Of --sigmas edm. Default: the training schedule's."),
+]
+
+RhoOption: TypeAlias = Annotated[
+    float | None, typer.Option("--rho", help="Of --sigmas edm. Default: 7.")
 ]
 
 TimestepsOption: TypeAlias = Annotated[
@@ -48,21 +70,37 @@ EtaOption: TypeAlias = Annotated[
 def scheduler_choice(
     *,
     name: str | None,
-    sigma_spacing: SigmaSpacing | None,
+    sigmas: SigmasName | None,
     timesteps: str,
     sigma_values: str,
+    edm: Mapping[str, float | None],
     eta: float,
 ) -> "SchedulerChoice":
-    """What the options choose.
+    """What the options choose; `edm` are those of EdmDiscretization, by its names.
 
     Raises:
         typer.BadParameter: something in a list that is no number.
+        UsageError: an option of EDM without it.
     """
-    from triptych.sampling.schedulers import SchedulerChoice
+    from triptych.sampling.schedulers import (
+        EdmDiscretization,
+        LegacyDdpmDiscretization,
+        SchedulerChoice,
+    )
 
+    given = {option: value for option, value in edm.items() if value is not None}
+    discretization: EdmDiscretization | LegacyDdpmDiscretization | None = None
+    if sigmas == "edm":
+        discretization = EdmDiscretization(**given)
+    elif given:
+        option = next(iter(given)).replace("_", "-")
+        raise UsageError(f"--{option}: got one without --sigmas edm, want both.")
+    elif sigmas == "legacy-ddpm":
+        discretization = LegacyDdpmDiscretization()
     return SchedulerChoice(
         name=name,
-        sigma_spacing=sigma_spacing,
+        sigma_spacing=None if sigmas == "edm" or sigmas == "legacy-ddpm" else sigmas,
+        discretization=discretization,
         timesteps=numbers_from(timesteps, "--timesteps"),
         sigmas=numbers_from(sigma_values, "--sigma-values"),
         eta=float(eta),

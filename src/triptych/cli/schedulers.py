@@ -8,7 +8,10 @@ import typer
 from triptych.cli.console import print_json, say, stdout
 from triptych.cli.options import JsonOption
 from triptych.cli.scheduler_options import (
-    SigmaSpacingOption,
+    RhoOption,
+    SigmaMaxOption,
+    SigmaMinOption,
+    SigmasOption,
     SigmaValuesOption,
     TimestepsOption,
     scheduler_choice,
@@ -32,9 +35,12 @@ def schedulers(
     num_inference_steps: Annotated[
         int, typer.Option("--num-inference-steps", min=1, help="Steps of the run.")
     ] = 50,
-    sigmas: SigmaSpacingOption = None,
+    sigmas: SigmasOption = None,
     timesteps: TimestepsOption = "",
     sigma_values: SigmaValuesOption = "",
+    sigma_min: SigmaMinOption = None,
+    sigma_max: SigmaMaxOption = None,
+    rho: RhoOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the schedulers, or show the noise levels of one."""
@@ -48,7 +54,12 @@ def schedulers(
             _print_known(known)
         return
     choice = scheduler_choice(
-        name=name, sigma_spacing=sigmas, timesteps=timesteps, sigma_values=sigma_values, eta=0.0
+        name=name,
+        sigmas=sigmas,
+        timesteps=timesteps,
+        sigma_values=sigma_values,
+        edm={"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho},
+        eta=0.0,
     )
     schedule = workflow.schedule_of(choice, bundle=bundle, num_inference_steps=num_inference_steps)
     if json:

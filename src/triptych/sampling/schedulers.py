@@ -17,7 +17,31 @@ from triptych.sampling.scheduler_config import (
     scheduler_config,
     spacing_setting,
 )
+from triptych.sampling.sigma_spacing import karras_sigmas, legacy_ddpm_sigmas
 from triptych.sampling.timestep_spacing import Steps
+from triptych.sampling.training import training_sigmas
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdmDiscretization:
+    """Noise levels by Karras' formula, whatever the scheduler: sgm's and Cremage's EDM.
+
+    Attributes:
+        sigma_min: the smallest; None takes the training schedule's.
+        sigma_max: the largest; None takes the training schedule's.
+        rho: how closely they lie at the small end; 1 is a straight line.
+    """
+
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyDdpmDiscretization:
+    """Levels of the training schedule, evenly spaced from its end down: sgm's and Cremage's."""
 
 
 @final
@@ -31,6 +55,7 @@ class SchedulerChoice:
         sigma_spacing: how sigmas are spaced; None leaves it to the config.
         timesteps: go through these instead of a number of steps; empty does not.
         sigmas: as `timesteps`, by noise levels.
+        discretization: as `sigmas`, by a formula; None does not.
         eta: share of noise that DDIM and TCD add; others have none of it, as in diffusers.
     """
 
@@ -38,6 +63,7 @@ class SchedulerChoice:
     sigma_spacing: SigmaSpacing | None = None
     timesteps: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
+    discretization: EdmDiscretization | LegacyDdpmDiscretization | None = None
     eta: float = 0.0
 
 
@@ -145,6 +171,32 @@ def read_chosen_config(config_path: Path, choice: SchedulerChoice) -> SchedulerC
     return scheduler_config(content, class_name=class_name, where=str(config_path))
 
 
+def chosen_sigmas(
+    choice: SchedulerChoice, config: SchedulerConfig, *, num_inference_steps: int
+) -> tuple[float, ...]:
+    """The noise levels that were chosen, 0 at their end; empty where they are the scheduler's.
+
+    Raises:
+        ScheduleError: levels that cannot be, or chosen in two ways.
+    """
+    if choice.discretization is None:
+        return choice.sigmas
+    if choice.sigmas or choice.timesteps or choice.sigma_spacing is not None:
+        raise ScheduleError(
+            "sigmas: got a discretization beside given steps or a spacing, want one of them."
+        )
+    if isinstance(choice.discretization, LegacyDdpmDiscretization):
+        return (*legacy_ddpm_sigmas(config, count=num_inference_steps).tolist(), 0.0)
+    edm, training = choice.discretization, training_sigmas(config)
+    levels = karras_sigmas(
+        sigma_max=float(training.max()) if edm.sigma_max is None else edm.sigma_max,
+        sigma_min=float(training.min()) if edm.sigma_min is None else edm.sigma_min,
+        rho=edm.rho,
+        count=num_inference_steps,
+    )
+    return (*levels.tolist(), 0.0)
+
+
 def read_sampler(
     config_path: Path, choice: SchedulerChoice, *, num_inference_steps: int
 ) -> Sampler:
@@ -153,10 +205,13 @@ def read_sampler(
     Raises:
         ScheduleError: the config or the choice cannot be followed.
     """
+    config = read_chosen_config(config_path, choice)
     steps = Steps(
-        num_inference_steps=num_inference_steps, timesteps=choice.timesteps, sigmas=choice.sigmas
+        num_inference_steps=num_inference_steps,
+        timesteps=choice.timesteps,
+        sigmas=chosen_sigmas(choice, config, num_inference_steps=num_inference_steps),
     )
-    return make_sampler(read_chosen_config(config_path, choice), steps, eta=choice.eta)
+    return make_sampler(config, steps, eta=choice.eta)
 
 
 def _kind(name: str) -> SchedulerKind:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from triptych.sampling.scheduler_config import (
     SIGMA_SPACINGS,
     PredictionType,
     read_scheduler_content,
+    scheduler_config,
     spacing_setting,
 )
-from triptych.sampling.schedulers import SchedulerChoice, read_sampler
+from triptych.sampling.schedulers import SchedulerChoice, chosen_sigmas, read_sampler
 from triptych.types import Array
 from triptych.workflows.diffusers_solver import (
     DiffusersScheduler,
@@ -44,10 +46,14 @@ def read_any_sampler(
         ScheduleError: the config or the choice cannot be followed.
         MissingDependencyError: diffusers is asked for and not installed.
     """
-    if choice.name is None or not choice.name.startswith(PREFIX):
+    name = choice.name or ""
+    if not name.startswith(PREFIX):
         return read_sampler(config_path, choice, num_inference_steps=num_inference_steps)
     content = read_scheduler_content(config_path)
-    scheduler = _made(choice.name.removeprefix(PREFIX), content, choice)
+    training = scheduler_config(content, class_name=None, where=str(config_path))
+    sigmas = chosen_sigmas(choice, training, num_inference_steps=num_inference_steps)
+    choice = replace(choice, sigmas=sigmas, discretization=None)
+    scheduler = _made(name.removeprefix(PREFIX), content, choice)
     _set_steps(scheduler, choice, num_inference_steps)
     schedule = _schedule(scheduler, choice.eta)
     return Sampler(schedule=schedule, solver=DiffusersSolver(scheduler=scheduler, eta=choice.eta))

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from triptych.errors import TensorMismatchError, UsageError
-from triptych.types import Array, ImageFloats, ImagePixels
+from triptych.types import Array, ImageFloats, ImageMask, ImagePixels
 from triptych.workflows.image_file import (
     check_size_px,
     image_from_pixels,
@@ -33,7 +33,7 @@ class InpaintFiles:
     """
 
     image: ImageFloats
-    mask: Array
+    mask: ImageMask
     paste_back: PasteBack | None
 
     def pasted_back(self, pixels: ImagePixels) -> Array:
