@@ -34,10 +34,10 @@ def import_callback(name: str, *, arrays: CallbackArrays = "auto") -> StepCallba
     try:
         with _this_folder_too():
             module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever a module does when it is run
         raise UsageError(
-            f"callback: got {name!r}, but cannot import {module_name} ({error}). Run in the folder "
-            "that holds it, or install it."
+            f"callback: got {name!r}, but cannot import {module_name} "
+            f"({type(error).__name__}: {error}). Run in the folder that holds it, or install it."
         ) from error
     callback = getattr(module, attribute, None)
     if not isinstance(callback, StepCallback):
