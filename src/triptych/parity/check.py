@@ -36,7 +36,8 @@ class Candidate:
     @property
     def is_whole(self) -> bool:
         """Whether it has every component that a run needs."""
-        return set(self.bundle.config.components) - {"vae_encoder"} <= set(self.bundle.artifacts)
+        needed = set(self.bundle.config.components) - {"vae_encoder", "preview_decoder"}
+        return needed <= set(self.bundle.artifacts)
 
 
 def check(
@@ -133,6 +134,10 @@ def _component_rows(
     if component not in candidate.bundle.artifacts:
         yield _not_run("component", component, candidate, "the bundle does not have it")
         return
+    cases = [case for case in recording.cases if case.component == component]
+    if not cases:
+        yield _not_run("component", component, candidate, "the reference does not have it")
+        return
     precision = candidate.precisions[component]
     judge = _Judge(
         stage="component",
@@ -143,9 +148,7 @@ def _component_rows(
     with open_session(candidate.runtime, candidate.bundle, component) as session:
         executions[component] = session.execution
         yield from _precision_rows(judge, session.execution)
-        for case in recording.cases:
-            if case.component != component:
-                continue
+        for case in cases:
             try:
                 outputs = session.run(case.feed)
             except (NonFiniteError, BackendError) as error:
