@@ -3,6 +3,8 @@
 import logging
 import socket
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,31 @@ def coreml_bundle(coreml_folder: Path) -> Bundle:
 def checkpoint_bundle(checkpoint: Path) -> Bundle:
     """The checkpoint, opened as what PyTorch runs."""
     return open_bundle(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def preview_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint with a preview decoder. Read only: copy it before changing anything."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("preview") / "tiny", preview_decoder=True)
+
+
+@pytest.fixture(scope="session")
+def preview_bundles(
+    checkpoint: Path, preview_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[FormatName, Bundle]:
+    """The preview decoder alone in every format. The exported ones took it from elsewhere."""
+    request = ExportRequest(
+        checkpoint=checkpoint,
+        output=tmp_path_factory.mktemp("previews"),
+        formats=["onnx", "openvino", "coreml"],
+        components=["preview_decoder"],
+        preview_decoder=preview_checkpoint / "preview_decoder",
+        num_jobs=1,
+    )
+    whole = open_bundle(preview_checkpoint)
+    only = replace(whole, artifacts={"preview_decoder": whole.artifact("preview_decoder")})
+    exported = {name: open_bundle(folder) for name, folder in export_bundles(request).items()}
+    return {"diffusers": only, **exported}
 
 
 @pytest.fixture(autouse=True, scope="session")

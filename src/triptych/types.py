@@ -13,9 +13,10 @@ TensorMap: TypeAlias = Mapping[str, np.ndarray]
 """Named tensors: the feed or the outputs of one run."""
 
 ComponentName: TypeAlias = Literal[
-    "text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"
+    "text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder", "preview_decoder"
 ]
-"""The five networks of SDXL, named as diffusers names their folders."""
+"""The five networks of SDXL, named as diffusers names their folders, and a small decoder for
+previews, which a model need not have."""
 
 FormatName: TypeAlias = Literal["diffusers", "onnx", "openvino", "coreml"]
 """How an artifact is stored: a diffusers checkpoint itself, or what an exporter wrote."""

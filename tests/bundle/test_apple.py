@@ -153,6 +153,14 @@ def test_compiled_models_are_named_as_swift_looks_for_them() -> None:
     assert apple.compiled_name("vae_decoder") == "VAEDecoder.mlmodelc"
 
 
+def test_a_preview_decoder_is_mistaken_for_nothing_of_apples(tmp_path: Path) -> None:
+    make(tmp_path, "m_vae_decoder", "m_preview_decoder")
+    for component in ("vae_decoder", "preview_decoder"):
+        (found,) = apple.find_packages(tmp_path, component)
+        assert found.name.endswith(f"m_{component}.mlpackage")
+    assert apple.compiled_name("preview_decoder") == "PreviewDecoder.mlmodelc"
+
+
 def test_a_refiners_unet_has_its_own_name(config: SdxlConfig) -> None:
     assert apple.submodule_name("unet", config) == "unet"
     assert apple.submodule_name("unet", replace(config, kind="refiner")) == "refiner"

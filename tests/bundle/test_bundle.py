@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.errors import BundleError, CheckpointError
 from triptych.models.sdxl import COMPONENTS, component_spec
+from triptych.types import FormatName
 
 
 @pytest.fixture
@@ -60,6 +62,35 @@ def test_a_foreign_folder_has_the_components_that_lie_in_it(copied: Path) -> Non
     assert "vae_encoder" not in bundle.artifacts
     with pytest.raises(BundleError, match=r"want vae_encoder.*--to onnx --component vae_encoder"):
         bundle.artifact("vae_encoder")
+
+
+def test_a_missing_preview_decoder_is_told_how_to_get(
+    onnx_bundle: Bundle, checkpoint_bundle: Bundle
+) -> None:
+    with pytest.raises(BundleError, match=r"want preview_decoder.*--preview-decoder FOLDER"):
+        onnx_bundle.artifact("preview_decoder")
+    with pytest.raises(BundleError, match=r"Put an AutoencoderTiny.* in its preview_decoder/"):
+        checkpoint_bundle.artifact("preview_decoder")
+
+
+def test_a_checkpoint_is_opened_with_a_preview_decoder_from_elsewhere(
+    checkpoint: Path, preview_checkpoint: Path
+) -> None:
+    elsewhere = preview_checkpoint / "preview_decoder"
+    bundle = open_bundle(checkpoint, preview_decoder=elsewhere)
+    assert tuple(bundle.artifacts) == (*COMPONENTS, "preview_decoder")
+    assert bundle.artifact("preview_decoder").path == elsewhere
+    assert tuple(open_bundle(preview_checkpoint).artifacts) == tuple(bundle.artifacts)
+
+
+def test_a_preview_decoder_in_a_folder_without_a_manifest_is_found(
+    copied: Path, preview_bundles: Mapping[FormatName, Bundle]
+) -> None:
+    (copied / MANIFEST_NAME).unlink()
+    source = preview_bundles["onnx"].folder / "preview_decoder"
+    shutil.copytree(source, copied / "preview_decoder")
+    bundle = open_bundle(copied)
+    assert tuple(bundle.artifacts) == (*COMPONENTS, "preview_decoder")
 
 
 @pytest.mark.parametrize("name", ["unet/model.onnx", "tokenizer/vocab.json"])

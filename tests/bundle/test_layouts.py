@@ -17,6 +17,7 @@ HIDDEN = {"text_encoder": "hidden_states.2", "text_encoder_2": "hidden_states.3"
         ("unet", {"noise_pred": "out_sample"}),
         ("vae_encoder", {"image": "sample", "moments": "latent_parameters"}),
         ("vae_decoder", {"latents": "latent_sample", "image": "sample"}),
+        ("preview_decoder", {"latents": "latent_sample", "image": "sample"}),
     ],
 )
 def test_onnx_graphs_bear_optimums_names(
@@ -32,7 +33,7 @@ def test_onnx_graphs_bear_optimums_names(
     assert found == renamed
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "preview_decoder"])
 def test_a_checkpoints_tensors_bear_our_names_but_for_the_hidden_state(
     component: ComponentName, checkpoint: Path
 ) -> None:
@@ -43,7 +44,7 @@ def test_a_checkpoints_tensors_bear_our_names_but_for_the_hidden_state(
         assert binding == Binding(name=binding.name, artifact_name=expected)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "preview_decoder"])
 def test_every_tensor_of_the_spec_is_bound_in_its_order(
     component: ComponentName, checkpoint: Path
 ) -> None:

@@ -220,6 +220,41 @@ def test_export_of_one_component_is_checked_but_has_not_passed(
     assert set(map(frozenset, by_component.values())) == {frozenset({"not_run"})}
 
 
+def test_a_preview_decoder_from_elsewhere_is_exported_and_checked(
+    checkpoint: Path, preview_checkpoint: Path, tmp_path: Path
+) -> None:
+    done = triptych(
+        *("export", checkpoint, tmp_path / "out", "--to", "onnx", "--json"),
+        *("--component", "preview_decoder", "--preview-decoder", checkpoint / "vae"),
+    )
+    assert done.returncode == 3
+    assert "want 'AutoencoderTiny'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+    elsewhere = ("--preview-decoder", preview_checkpoint / "preview_decoder")
+    done = triptych(
+        *("export", checkpoint, tmp_path / "out", "--to", "onnx", "--json"),
+        *("--component", "preview_decoder", *elsewhere),
+    )
+    assert done.returncode == 0, done.stderr
+    summaries = only_document(done)
+    assert isinstance(summaries, list)
+    (part,) = summaries[0]["components"]
+    assert (part["name"], part["verified_rel_l2"] < 1e-5) == ("preview_decoder", True)
+
+    done = triptych(
+        *("check", tmp_path / "out" / "onnx", "--reference", checkpoint, "--json", *elsewhere),
+        *("--num-inference-steps", "1"),
+    )
+    assert done.returncode == 1, done.stderr  # the other components are not there
+    report = only_document(done)
+    assert isinstance(report, dict)
+    verdicts = {row["component"]: row["verdict"] for row in report["rows"]}
+    assert [name for name, verdict in verdicts.items() if verdict == "passed"] == [
+        "preview_decoder"
+    ]
+
+
 def test_check_of_a_clean_bundle(onnx_folder: Path, checkpoint: Path) -> None:
     done = triptych(
         *("check", onnx_folder, "--reference", checkpoint, "--json"),

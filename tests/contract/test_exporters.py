@@ -24,10 +24,11 @@ from triptych.types import ComponentName, FormatName, Precision
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", exporter_names())
 def test_every_exporter_keeps_the_contract(
-    name: str, precision: Precision, checkpoint: Path, tmp_path: Path
+    name: str, precision: Precision, preview_checkpoint: Path, tmp_path: Path
 ) -> None:
+    """On all components, the preview decoder among them."""
     exporter = make_exporter(name, ExportSettings(precision=precision))
-    check_exporter(exporter, checkpoint, tmp_path, precision=precision)
+    check_exporter(exporter, preview_checkpoint, tmp_path, precision=precision)
 
 
 # Exporters with one fault each. They copy what was exported once, and spoil it.

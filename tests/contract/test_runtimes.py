@@ -1,7 +1,7 @@
 """Every registered engine keeps the contract, and the contract notices engines that do not."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,12 +22,11 @@ FIXTURES: dict[FormatName, str] = {
     "openvino": "openvino_bundle",
 }
 
+EVERY_ENGINE = [(name, read) for name in runtime_names() for read in make_runtime(name).formats]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "artifact_format"),
-    [(name, read) for name in runtime_names() for read in make_runtime(name).formats],
-)
+@pytest.mark.parametrize(("name", "artifact_format"), EVERY_ENGINE)
 def test_every_engine_keeps_the_contract(
     name: str, artifact_format: FormatName, request: pytest.FixtureRequest
 ) -> None:
@@ -35,6 +34,16 @@ def test_every_engine_keeps_the_contract(
         pytest.skip("Core ML runs on macOS only")
     bundle: Bundle = request.getfixturevalue(FIXTURES[artifact_format])
     check_runtime(make_runtime(name), bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "artifact_format"), EVERY_ENGINE)
+def test_every_engine_keeps_the_contract_on_a_preview_decoder(
+    name: str, artifact_format: FormatName, preview_bundles: Mapping[FormatName, Bundle]
+) -> None:
+    if name == "coreml" and platform.system() != "Darwin":
+        pytest.skip("Core ML runs on macOS only")
+    check_runtime(make_runtime(name), preview_bundles[artifact_format])
 
 
 def test_a_bundle_without_components_has_not_passed(onnx_bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coremltools.optimize import coreml as compression
+from diffusers import AutoencoderTiny
 from torch import nn
 from typing_extensions import override
 
@@ -105,6 +106,7 @@ def test_each_component_has_its_class(config: SdxlConfig) -> None:
     assert exporter.precision_of("unet", config) == "palette6"
     assert exporter.precision_of("text_encoder", config) == "palette6"
     assert exporter.precision_of("vae_decoder", config) == "fp32"
+    assert exporter.precision_of("preview_decoder", config) == "fp16"
 
 
 # A bundle
@@ -324,6 +326,23 @@ def test_palettes_are_coremltools_own(checkpoint: Path, tmp_path: Path) -> None:
     packed_result = run(open_program(artifact.path), ids)
     for name, value in run(open_program(unpacked), ids).items():
         assert np.array_equal(packed_result[name], value), name
+
+
+@pytest.mark.slow
+def test_a_preview_decoder_is_put_in_no_palette(checkpoint: Path, tmp_path: Path) -> None:
+    wide = AutoencoderTiny(  # so that its weights have the 2048 elements that palettes begin at
+        encoder_block_out_channels=(16,) * 4,
+        decoder_block_out_channels=(16,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    wide.save_pretrained(tmp_path / "taesd")
+    opened = open_checkpoint(checkpoint, preview_decoder=tmp_path / "taesd")
+    settings = ExportSettings(precision="fp16", coreml=CoreMlSettings(palette_bits=4))
+    exporter = make_exporter("coreml", settings)
+    exporter.export(opened, "preview_decoder", tmp_path, report=lambda *_: None)
+    facts = exporter.describe(tmp_path / f"{PREFIX}preview_decoder.mlpackage")
+    assert set(facts.weight_dtypes) == {"float16"}
 
 
 def test_an_empty_package_is_not_described(tmp_path: Path) -> None:

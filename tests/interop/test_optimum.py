@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from triptych.runtimes.checked import open_session
 from triptych.sampling.pipeline import decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
-from triptych.types import Array, Latents
+from triptych.types import Array, FormatName, Latents
 
 if TYPE_CHECKING:
     from optimum.onnxruntime import ORTStableDiffusionXLPipeline
@@ -161,6 +163,36 @@ def test_optimum_encodes_with_our_vae_encoder(
     encoded = pipeline.vae.encode(torch.from_numpy(image)).latent_dist.parameters.numpy()
     with open_session(make_runtime("pytorch"), checkpoint_bundle, "vae_encoder") as encoder:
         assert rel_l2(encoded, encoder.run({"image": image})["moments"]) <= LIMIT
+
+
+def test_optimum_decodes_with_our_preview_decoder_in_the_place_of_its_vaes(
+    onnx_folder: Path, preview_bundles: Mapping[FormatName, Bundle], tmp_path: Path
+) -> None:
+    from optimum.onnxruntime import ORTStableDiffusionXLPipeline
+
+    preview = preview_bundles["onnx"]
+    folder = shutil.copytree(onnx_folder, tmp_path / "onnx")
+    shutil.rmtree(folder / "vae_decoder")
+    shutil.copytree(preview.folder / "preview_decoder", folder / "vae_decoder")
+    theirs = ORTStableDiffusionXLPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+
+    def images(output_type: str) -> Array:
+        generator = torch.Generator().manual_seed(SEED)
+        found = theirs(
+            PROMPT,
+            num_inference_steps=1,
+            height=72,
+            width=104,
+            generator=generator,
+            output_type=output_type,
+        ).images
+        return np.asarray(found, np.float32)
+
+    with open_session(make_runtime("onnxruntime"), preview, "preview_decoder") as session:
+        image = session.run({"latents": images("latent")})["image"]
+    actual = np.clip(image / 2 + np.float32(0.5), 0, 1)
+    assert rel_l2(actual, images("pt")) <= 1e-6
 
 
 def test_what_optimum_exports_opens_without_a_manifest(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triptych.models.feeds import TIMESTEPS, component_cases, unet_feed
+from triptych.models.feeds import FIRST_SIGMA, TIMESTEPS, component_cases, unet_feed
 from triptych.models.prompts import PROMPTS, prompt_ids
 from triptych.models.sdxl import COMPONENTS, SdxlConfig, component_spec, read_sdxl_config
 from triptych.tensors import check_tensors
@@ -18,7 +18,7 @@ def config(checkpoint: Path) -> SdxlConfig:
     return read_sdxl_config(checkpoint)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "preview_decoder"])
 def test_every_feed_fits_the_spec_at_two_batch_sizes(
     component: ComponentName, checkpoint: Path, config: SdxlConfig
 ) -> None:
@@ -33,7 +33,7 @@ def test_every_feed_fits_the_spec_at_two_batch_sizes(
     assert len({case.name for case in cases}) == len(cases)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "preview_decoder"])
 def test_the_same_feeds_come_each_time(
     component: ComponentName, checkpoint: Path, config: SdxlConfig
 ) -> None:
@@ -72,6 +72,21 @@ def test_encoder_images_stay_between_minus_one_and_one(config: SdxlConfig) -> No
     for case in component_cases("vae_encoder", config, input_ids=np.zeros((0, 0), np.int64)):
         assert case.feed["image"].min() == -1
         assert case.feed["image"].max() == 1
+
+
+def test_preview_latents_are_those_of_the_first_step_and_the_last(config: SdxlConfig) -> None:
+    cases = component_cases("preview_decoder", config, input_ids=np.zeros((0, 0), np.int64))
+    spreads = [float(case.feed["latents"].std()) for case in cases]
+    assert spreads == pytest.approx([1, 1, FIRST_SIGMA], rel=0.1)
+
+
+def test_preview_latents_of_a_graph_of_fixed_shapes_have_its_size(config: SdxlConfig) -> None:
+    axes = {"batch": 1, "height": 16, "width": 12}
+    cases = component_cases(
+        "preview_decoder", config, input_ids=np.zeros((0, 0), np.int64), fixed_axes=axes
+    )
+    shapes = {case.name: case.feed["latents"].shape for case in cases}
+    assert list(shapes.values()) == [(1, 4, 16, 12), (2, 4, 16, 12), (1, 4, 16, 12)]
 
 
 def test_prompts_reach_from_empty_to_too_long(checkpoint: Path) -> None:

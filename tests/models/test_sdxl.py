@@ -169,6 +169,11 @@ def config(checkpoint: Path) -> SdxlConfig:
             {"latents": "float32 [batch, 4, height, width]"},
             {"image": "float32 [batch, 3, 8*height, 8*width]"},
         ),
+        (
+            "preview_decoder",
+            {"latents": "float32 [batch, 4, height, width]"},
+            {"image": "float32 [batch, 3, 8*height, 8*width]"},
+        ),
     ],
 )
 def test_the_contract_of_each_component(
@@ -184,7 +189,7 @@ def test_the_contract_of_each_component(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "preview_decoder"])
 def test_only_a_vae_that_overflows_keeps_fp32(
     component: ComponentName, precision: Precision, configs: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
 from triptych.errors import MissingDependencyError, UsageError
 from triptych.models.sdxl import read_sdxl_config
@@ -23,6 +23,7 @@ from triptych.testing._tokenizers import (
 
 PROMPT = "a photo of a cat"
 OTHER_PROMPT = "a red cube beside the river"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TIME_IDS = (128.0, 128.0, 0.0, 0.0, 128.0, 128.0)
 
 
@@ -86,9 +87,21 @@ def test_another_seed_changes_every_weight_file_and_nothing_else(
     assert len(differing) == 4
 
 
+def test_a_preview_decoder_changes_nothing_else(
+    checkpoint: Path, preview_checkpoint: Path, tmp_path: Path
+) -> None:
+    expected, actual = digests(checkpoint), digests(preview_checkpoint)
+    added = {f"preview_decoder/{name}" for name in ("config.json", WEIGHTS)}
+    assert actual.keys() - expected.keys() == added
+    assert {name: actual[name] for name in expected} == expected
+    assert digests(tiny_checkpoint(tmp_path / "again", preview_decoder=True)) == actual
+    other = digests(tiny_checkpoint(tmp_path / "other", preview_decoder=True, seed=1))
+    assert {name for name in added if other[name] != actual[name]} == {f"preview_decoder/{WEIGHTS}"}
+
+
 def test_torch_random_state_is_left_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    tiny_checkpoint(tmp_path / "tiny")
+    tiny_checkpoint(tmp_path / "tiny", preview_decoder=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -166,6 +179,25 @@ def test_docstring_example_runs() -> None:
 
 
 # That it is SDXL's topology
+
+
+def test_the_preview_decoder_is_taesd_but_for_its_sizes(preview_checkpoint: Path) -> None:
+    network = AutoencoderTiny.from_pretrained(preview_checkpoint / "preview_decoder")
+    published = AutoencoderTiny().config
+    sizes = {"block_out_channels", *tiny.PREVIEW_DECODER} - {"latent_channels"}
+    settings = {name for name in published if not name.startswith("_")}
+    differing = {name for name in settings if published[name] != network.config[name]}
+    assert differing <= sizes
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1:
+            assert float(parameter.detach().abs().max()) > 1e-2, name
+    latents = noise(2, 4, 16, 16)
+    with torch.no_grad():
+        image = network.decode(latents).sample
+        other = network.decode(latents + 0.5 * noise(2, 4, 16, 16, seed=1)).sample
+    assert 0.1 < float(image.std()) < 1
+    assert float((image.abs() > 1).float().mean()) < 0.25
+    assert relative_l2(other, image) > 0.1
 
 
 def test_our_reader_takes_it_for_sdxl_base(checkpoint: Path) -> None:

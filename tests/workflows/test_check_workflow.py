@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,24 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import BrokenInputError, BundleError, CheckpointError, UsageError
 from triptych.parity.report import ParityReport
 from triptych.runtimes.base import RuntimeSettings
+from triptych.types import FormatName
 from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions
 
 
-def check(bundle: Path, reference: Path, *, runtime: str | None = None) -> ParityReport:
+def check(
+    bundle: Path,
+    reference: Path,
+    *,
+    runtime: str | None = None,
+    preview_decoder: Path | None = None,
+) -> ParityReport:
     request = CheckRequest(
         bundle=bundle,
         reference=reference,
         runtime=runtime,
         runtime_settings=RuntimeSettings(num_threads=1),
         num_inference_steps=1,
+        preview_decoder=preview_decoder,
     )
     return check_bundle(request, report=lambda _: None)
 
@@ -86,6 +95,32 @@ def test_a_version_of_diffusers_in_the_schedule_is_no_difference(
     report = check(foreign, checkpoint)
     assert report.verdict == "passed"
     assert report.settings["num_inference_steps"] == 1
+
+
+# --- a preview decoder on one side alone ----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_preview_decoder_of_the_bundle_alone_is_checked_when_it_is_named(
+    preview_bundles: Mapping[FormatName, Bundle], checkpoint: Path, preview_checkpoint: Path
+) -> None:
+    folder = preview_bundles["onnx"].folder
+
+    def verdicts(preview_decoder: Path | None) -> set[str]:
+        report = check(folder, checkpoint, preview_decoder=preview_decoder)
+        return {row.verdict for row in report.rows if row.component == "preview_decoder"}
+
+    assert verdicts(None) == {"not_run"}
+    assert verdicts(preview_checkpoint / "preview_decoder") == {"passed"}
+
+
+@pytest.mark.slow
+def test_a_preview_decoder_of_the_reference_alone_is_no_difference(
+    onnx_folder: Path, preview_checkpoint: Path
+) -> None:
+    report = check(onnx_folder, preview_checkpoint)
+    assert report.verdict == "passed"
+    assert "preview_decoder" not in {row.component for row in report.rows}
 
 
 # --- declared precision --------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """What keeps Apple's clients from opening a Core ML bundle is found without a Mac."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from triptych.bundle.bundle import Bundle, open_bundle
+from triptych.types import FormatName
 from triptych.workflows.contract import contract_problems
 from triptych.workflows.inspect import inspect_path
 
@@ -27,6 +29,10 @@ def test_our_own_bundle_keeps_the_contract(coreml_bundle: Bundle) -> None:
 
 def test_other_formats_have_no_such_contract(onnx_bundle: Bundle) -> None:
     assert contract_problems(onnx_bundle) == {}
+
+
+def test_a_preview_decoder_is_none_of_apples(preview_bundles: Mapping[FormatName, Bundle]) -> None:
+    assert contract_problems(preview_bundles["coreml"]) == {}
 
 
 def test_a_network_with_other_ports_is_told(coreml_bundle: Bundle) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from triptych.bundle.bundle import Bundle
 from triptych.errors import BundleError, CheckpointError
+from triptych.types import FormatName
 from triptych.workflows.inspect import Summary, inspect_path
 
 COMPONENTS = ["text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"]
@@ -84,6 +86,19 @@ def test_a_checkpoint(checkpoint: Path) -> None:
     vae = load_file(checkpoint / "vae" / "diffusion_pytorch_model.safetensors")
     halves = (parts["vae_encoder"].num_parameters, parts["vae_decoder"].num_parameters)
     assert sum(count or 0 for count in halves) == sum(weight.size for weight in vae.values())
+
+
+def test_a_preview_decoder_is_a_component_like_the_others(
+    preview_checkpoint: Path, preview_bundles: Mapping[FormatName, Bundle]
+) -> None:
+    summary = inspect_path(preview_checkpoint)
+    assert [part.name for part in summary.components] == [*COMPONENTS, "preview_decoder"]
+    assert summary.problems == ()
+    for name in ("onnx", "openvino", "coreml"):
+        (part,) = inspect_path(preview_bundles[name].folder).components
+        assert part.num_parameters == summary.components[-1].num_parameters
+        assert part.verified is not None
+        assert part.verified < 1e-5
 
 
 def test_json_is_strict_and_says_the_same(onnx_folder: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BrokenInputError, BundleError, UsageError
+from triptych.errors import BlankPictureError, BrokenInputError, BundleError, UsageError
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.callbacks import SamplingRun
 from triptych.sampling.loop import StepEvent
@@ -101,6 +101,52 @@ def test_previews_are_one_small_picture_a_step(onnx_folder: Path, tmp_path: Path
     previews = sorted(name for name in files(output) if name.startswith("preview"))
     assert previews == ["preview_01.png", "preview_02.png", "preview_03.png"]
     assert pixels(output / "preview_01.png").shape == (8, 9, 3)
+
+
+def test_previews_by_the_vae_are_the_pictures_of_each_step(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "pictures"
+    wish = request(onnx_folder, output, previews="vae", preview_of="latents", save_steps=(1, 2, 3))
+    sample(wish)
+    for step in (1, 2, 3):
+        shown = pixels(output / f"preview_{step:02}.png")
+        np.testing.assert_array_equal(shown, pixels(output / f"step_{step:02}.png"))
+
+
+def test_previews_show_what_a_step_believes_or_holds(onnx_folder: Path, tmp_path: Path) -> None:
+    for of in ("denoised", "latents"):
+        sample(request(onnx_folder, tmp_path / of, previews="vae", preview_of=of))
+    believed, held = (pixels(tmp_path / of / "preview_01.png") for of in ("denoised", "latents"))
+    assert not np.array_equal(believed, held)
+    ends = [pixels(tmp_path / of / "preview_03.png").astype(int) for of in ("denoised", "latents")]
+    assert np.abs(ends[0] - ends[1]).max() <= 1  # Euler's last step ends at what it believes
+
+
+def test_previews_by_the_small_decoder(preview_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pictures"
+    sample(request(preview_checkpoint, output, previews="preview-decoder"))
+    with Image.open(output / "preview_03.png") as shown, Image.open(output / "final.png") as final:
+        assert shown.size == final.size
+    assert pixels(output / "preview_03.png").std() > 1
+
+
+def test_previews_by_a_decoder_that_is_not_there(onnx_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="--preview-decoder FOLDER"):
+        sample(request(onnx_folder, tmp_path / "pictures", previews="preview-decoder"))
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_picture_of_one_colour_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(checkpoint, spoilt)
+    weights = spoilt / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.weight"][:] = 0
+    save_file(tensors, weights)
+    with pytest.raises(BlankPictureError, match="one colour all over"):
+        sample(request(spoilt, tmp_path / "pictures"))
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_latents_hold_the_noise_the_saved_steps_and_the_end(

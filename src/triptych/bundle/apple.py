@@ -24,8 +24,10 @@ TENSOR_NAMES: Mapping[ComponentName, Mapping[str, str]] = {
     "unet": {},
     "vae_encoder": {"image": "x", "moments": "latent"},
     "vae_decoder": {"latents": "z"},
+    "preview_decoder": {"latents": "z"},
 }
-"""Apple's names where they are not ours."""
+"""Apple's names where they are not ours. Its clients know no preview decoder, which is named as the
+VAE's is."""
 
 _COMPILED_NAMES: Mapping[str, str] = {
     "text_encoder": "TextEncoder",
@@ -34,6 +36,7 @@ _COMPILED_NAMES: Mapping[str, str] = {
     "refiner": "UnetRefiner",
     "vae_encoder": "VAEEncoder",
     "vae_decoder": "VAEDecoder",
+    "preview_decoder": "PreviewDecoder",
 }
 _HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 _CHUNKS = (1, 2)

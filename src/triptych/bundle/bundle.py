@@ -1,4 +1,4 @@
-"""Opening whatever holds the five components: our bundle, optimum's folder, or a checkpoint."""
+"""Opening whatever holds the components: our bundle, optimum's folder, or a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -93,8 +93,7 @@ class Bundle:
         if component not in self.artifacts:
             raise BundleError(
                 f"{self.folder}: got only {', '.join(self.artifacts) or 'no components'}, "
-                f"want {component}. Export it: triptych export CHECKPOINT OUT --to {self.format} "
-                f"--component {component}"
+                f"want {component}. {self._how_to_get(component)}"
             )
         return self.artifacts[component]
 
@@ -107,13 +106,21 @@ class Bundle:
             return self
         lent = {
             name: other.artifacts[name]
-            for name in self.config.components
+            for name in (*self.config.components, "preview_decoder")
             if name not in self.artifacts
             and name in other.artifacts
             and other.artifacts[name].spec == component_spec(name, self.config)
             and _vae_numbers(other.config) == _vae_numbers(self.config)
         }
         return replace(self, artifacts={**self.artifacts, **lent})
+
+    def _how_to_get(self, component: ComponentName) -> str:
+        export = f"Export it: triptych export CHECKPOINT OUT --to {self.format}"
+        if component != "preview_decoder":
+            return f"{export} --component {component}"
+        if self.format == "diffusers":
+            return f"Put an AutoencoderTiny, such as madebyollin/taesdxl, in its {component}/."
+        return f"{export} --preview-decoder FOLDER"
 
     @property
     def built_size_px(self) -> tuple[int, int] | None:
@@ -139,13 +146,20 @@ def _vae_numbers(config: SdxlConfig) -> tuple[object, ...]:
     return config.scaling_factor, config.latents_mean, config.latents_std
 
 
-def open_bundle(path: Path, *, variant: str | None = None, check_sizes: bool = True) -> Bundle:
+def open_bundle(
+    path: Path,
+    *,
+    variant: str | None = None,
+    preview_decoder: Path | None = None,
+    check_sizes: bool = True,
+) -> Bundle:
     """Find out what a folder holds and open it, without reading weights.
 
     Args:
         path: a bundle written by triptych, a folder written by `optimum-cli export onnx` or
             `optimum-cli export openvino`, or a checkpoint in diffusers layout.
         variant: the weight variant, for a checkpoint.
+        preview_decoder: the folder of a preview decoder that is elsewhere, for a checkpoint.
         check_sizes: refuse a bundle whose files are missing or of another size than promised.
 
     Raises:
@@ -155,7 +169,9 @@ def open_bundle(path: Path, *, variant: str | None = None, check_sizes: bool = T
     if (path / MANIFEST_NAME).is_file():
         return _open_ours(path, check_sizes=check_sizes)
     if (path / "model_index.json").is_file():
-        return _open_foreign(path) or _open_checkpoint_bundle(path, variant)
+        return _open_foreign(path) or bundle_from_checkpoint(
+            open_checkpoint(path, variant=variant, preview_decoder=preview_decoder)
+        )
     inside = [name for name in BUNDLE_FORMATS if (path / name / "model_index.json").is_file()]
     hint = f" Did you mean {path / inside[0]}?" if inside else ""
     raise BundleError(
@@ -227,8 +243,8 @@ def _open_foreign(folder: Path) -> Bundle | None:
     return None
 
 
-def _open_checkpoint_bundle(folder: Path, variant: str | None) -> Bundle:
-    checkpoint = open_checkpoint(folder, variant=variant)
+def bundle_from_checkpoint(checkpoint: Checkpoint) -> Bundle:
+    """A checkpoint as what the pytorch runtime reads."""
     config = checkpoint.config
     artifacts = {
         component: Artifact(
@@ -240,4 +256,4 @@ def _open_checkpoint_bundle(folder: Path, variant: str | None) -> Bundle:
         )
         for component in config.components
     }
-    return Bundle(folder=folder, format="diffusers", config=config, artifacts=artifacts)
+    return Bundle(folder=checkpoint.folder, format="diffusers", config=config, artifacts=artifacts)

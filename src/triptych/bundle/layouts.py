@@ -40,6 +40,8 @@ _OPTIMUM_NAMES: Mapping[ComponentName, Mapping[str, str]] = {
     "unet": {"noise_pred": "out_sample"},
     "vae_encoder": {"image": "sample", "moments": "latent_parameters"},
     "vae_decoder": {"latents": "latent_sample", "image": "sample"},
+    # No component of optimum's: named as what it stands in for.
+    "preview_decoder": {"latents": "latent_sample", "image": "sample"},
 }
 
 _APPLE_LAYOUTS: Mapping[str, Layout] = {"encoder_hidden_states": "bc1s", "timestep": "per_row"}

@@ -12,6 +12,7 @@ from triptych.cli.options import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    PreviewDecoderOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
@@ -45,6 +46,7 @@ def check(
         str, typer.Option("--reference-device", help="cpu, cuda or mps, for PyTorch.")
     ] = "cpu",
     num_threads: ThreadsOption = None,
+    preview_decoder: PreviewDecoderOption = None,
     variant: VariantOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -70,6 +72,7 @@ def check(
         num_inference_steps=num_inference_steps,
         seed=seed,
         variant=variant,
+        preview_decoder=preview_decoder,
     )
     with progress_bars() as bars:
         task = bars.add_task("checking", total=None, stage="")

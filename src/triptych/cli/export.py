@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 import typer
 
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
-from triptych.cli.options import JsonOption, VariantOption
+from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
     ComponentName,
     CoreMlAttention,
@@ -76,9 +76,10 @@ def export(
             "--palettize-bits",
             metavar="1|2|4|6|8",
             help="Core ML: store weights as indices into palettes of so many bits, found by "
-            "k-means. The VAE keeps its weights.",
+            "k-means. The VAE and the preview decoder keep theirs.",
         ),
     ] = None,
+    preview_decoder: PreviewDecoderOption = None,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
@@ -115,6 +116,7 @@ def export(
             ),
         ),
         variant=variant,
+        preview_decoder=preview_decoder,
         overwrite=overwrite,
         num_jobs=num_jobs,
     )

@@ -53,6 +53,16 @@ ThreadsOption: TypeAlias = Annotated[
     int | None, typer.Option("--num-threads", min=1, help="CPU threads inside one operator.")
 ]
 
+PreviewDecoderOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--preview-decoder",
+        metavar="FOLDER",
+        help="An AutoencoderTiny such as madebyollin/taesdxl, where it is not in the checkpoint's "
+        "own preview_decoder/.",
+    ),
+]
+
 VariantOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--variant", metavar="NAME", help="Weight variant of a checkpoint, such as fp16."),

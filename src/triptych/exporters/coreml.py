@@ -35,7 +35,8 @@ from triptych.types import (
     Precision,
 )
 
-_VAE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
+_NO_PALETTE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder", "preview_decoder")
+"""The VAE keeps its weights in Apple's converter too; the preview decoder is smaller still."""
 
 _NEVER_HALF = ("input_ids", "timestep", "time_ids")
 """Inputs that stay float32 in a float16 program: half precision holds integers to 2048 only."""
@@ -81,7 +82,7 @@ class CoreMlExporter:
             deployment_target=options.deployment_target,
         )
         del module
-        if options.palette_bits is not None and component not in _VAE:
+        if options.palette_bits is not None and component not in _NO_PALETTE:
             report("palettizing", 0.4)
             model = palettize(model, options.palette_bits)
         report("writing", 0.6)
@@ -105,7 +106,7 @@ class CoreMlExporter:
     def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
         """A palette's class where weights are in one, else what it computes in."""
         bits = self.settings.coreml.palette_bits
-        if bits is not None and component not in _VAE:
+        if bits is not None and component not in _NO_PALETTE:
             return next(name for name in PRECISIONS if name == f"palette{bits}")
         return self._computes_in(component, config)
 

@@ -67,7 +67,7 @@ class AppleUnet(nn.Module):
 
 @final
 class AppleVae(nn.Module):
-    """Either half of the VAE; nothing but names differ."""
+    """Either half of the VAE, or the preview decoder; nothing but names differ."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -98,5 +98,5 @@ def apple_module(
             if split:
                 use_split_einsum(module.get_submodule("unet"))
             return AppleUnet(module, takes_bc1s=split).eval()
-        case "vae_encoder" | "vae_decoder":
+        case "vae_encoder" | "vae_decoder" | "preview_decoder":
             return AppleVae(module).eval()

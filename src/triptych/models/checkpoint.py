@@ -12,6 +12,7 @@ from typing import final
 
 from triptych.errors import CheckpointError
 from triptych.models.configs import read_json
+from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER, find_preview_decoder
 from triptych.models.sdxl import SdxlConfig, read_sdxl_config
 from triptych.types import ComponentName
 
@@ -21,11 +22,13 @@ _FOLDERS: Mapping[ComponentName, str] = {
     "unet": "unet",
     "vae_encoder": "vae",
     "vae_decoder": "vae",
+    "preview_decoder": PREVIEW_DECODER_FOLDER,
 }
 
-_VAE_PREFIXES: Mapping[ComponentName, tuple[str, ...]] = {
+_PREFIXES: Mapping[ComponentName, tuple[str, ...]] = {
     "vae_encoder": ("encoder.", "quant_conv."),
     "vae_decoder": ("decoder.", "post_quant_conv."),
+    "preview_decoder": ("decoder.",),
 }
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -65,15 +68,19 @@ class Checkpoint:
         config: what its configs say.
         variant: the weight variant in use, such as "fp16", or None for the plain files.
         weight_files: the safetensors files of each network's folder.
+        preview_decoder: the preview decoder's folder, which may lie elsewhere; None without one.
     """
 
     folder: Path
     config: SdxlConfig
     variant: str | None
     weight_files: Mapping[str, tuple[Path, ...]]
+    preview_decoder: Path | None = None
 
     def component_folder(self, component: ComponentName) -> Path:
         """The folder that holds a component's config and weights; the VAE's halves share one."""
+        if component == "preview_decoder" and self.preview_decoder is not None:
+            return self.preview_decoder
         return self.folder / _FOLDERS[component]
 
     def component_files(self, component: ComponentName) -> tuple[Path, ...]:
@@ -95,7 +102,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is truncated or is not safetensors.
         """
-        prefixes = _VAE_PREFIXES.get(component, ("",))
+        prefixes = _PREFIXES.get(component, ("",))
         tensors: dict[str, StoredTensor] = {}
         for file in self.component_files(component):
             for tensor in read_header(file):
@@ -104,16 +111,21 @@ class Checkpoint:
         return tensors
 
 
-def open_checkpoint(path: Path, *, variant: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, variant: str | None = None, preview_decoder: Path | None = None
+) -> Checkpoint:
     """Find an SDXL checkpoint's configs and weight files; read no weights.
 
     Args:
         path: a folder in diffusers layout.
-        variant: take files such as model.fp16.safetensors instead of the plain ones.
+        variant: take files such as model.fp16.safetensors instead of the plain ones. A preview
+            decoder is published by itself: it gives its plain ones where it has no such files.
+        preview_decoder: the folder of a preview decoder that is elsewhere. It is taken instead of
+            the checkpoint's own.
 
     Raises:
-        CheckpointError: the folder is not an SDXL checkpoint, a network's weights are missing,
-            or they are pickle files.
+        CheckpointError: the folder is not an SDXL checkpoint, the preview decoder is not one for
+            it, a network's weights are missing, or they are pickle files.
     """
     if path.is_file():
         raise CheckpointError(
@@ -124,13 +136,21 @@ def open_checkpoint(path: Path, *, variant: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path}: got no model_index.json, want a checkpoint in diffusers layout."
         )
-    config = read_sdxl_config(path)
-    folders = sorted({_FOLDERS[component] for component in config.components})
+    config = read_sdxl_config(path, preview_decoder=preview_decoder)
+    preview = find_preview_decoder(path, preview_decoder)
+    folders = {_FOLDERS[component] for component in config.components} - {PREVIEW_DECODER_FOLDER}
+    weight_files = {name: _find_weights(path / name, variant) for name in sorted(folders)}
+    if preview is not None:
+        has_variant = variant is not None and any(preview.glob(f"*.{variant}[.-]*"))
+        weight_files[PREVIEW_DECODER_FOLDER] = _find_weights(
+            preview, variant if has_variant else None
+        )
     return Checkpoint(
         folder=path,
         config=config,
         variant=variant,
-        weight_files={name: _find_weights(path / name, variant) for name in folders},
+        weight_files=weight_files,
+        preview_decoder=preview,
     )
 
 

@@ -15,6 +15,10 @@ from triptych.types import Array, ComponentName, ImageFloats, InputIds, TensorMa
 TIMESTEPS = (999.0, 500.5, 1.0)
 """First, middle and last of the training schedule. 500.5 is lost by an integer input."""
 
+FIRST_SIGMA = 14.6
+"""What the latents of a run's first steps are like, in standard deviations: sigma_max of SDXL's
+schedule (scaled_linear betas from 0.00085 to 0.012 over 1000 steps)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -59,6 +63,8 @@ def component_cases(
             yield from _unet_cases(config, timesteps, axes, random)
         case "vae_encoder" | "vae_decoder":
             yield from _vae_cases(component, config, axes, random)
+        case "preview_decoder":
+            yield from _preview_cases(config, axes, random)
 
 
 def _text_cases(input_ids: InputIds) -> Iterator[Case]:
@@ -141,3 +147,15 @@ def _vae_cases(
             shape = (batch, 3, height * scale, width * scale)
             image = np.clip(random.standard_normal(shape) * 0.5, -1, 1)
             yield Case(name=name, feed={"image": image.astype(np.float32)})
+
+
+def _preview_cases(
+    config: SdxlConfig, fixed_axes: Mapping[str, int], random: np.random.Generator
+) -> Iterator[Case]:
+    """Finished latents at two sizes, and those of a run's first step."""
+    for size, sigma in (((1, 8, 8), 1.0), ((2, 5, 9), 1.0), ((1, 8, 8), FIRST_SIGMA)):
+        batch, height, width = _built_for(size, fixed_axes)
+        shape = (batch, config.latent_channels, height, width)
+        latents = sigma * random.standard_normal(shape)
+        name = f"batch {batch} latents {height}x{width} sigma {sigma:g}"
+        yield Case(name=name, feed={"latents": latents.astype(np.float32)})

@@ -1,4 +1,4 @@
-"""The five networks as torch modules with flat tensor arguments, for export and for reference.
+"""The networks as torch modules with flat tensor arguments, for export and for reference.
 
 Imports torch when it is itself imported, so import it inside the function that needs it.
 """
@@ -135,6 +135,30 @@ class VaeDecoderModule(nn.Module):
         return (self.decoder(decoded).to(latents.dtype),)
 
 
+@final
+class PreviewDecoderModule(nn.Module):
+    """Latents as the sampler keeps them, to an image: the decoder of an AutoencoderTiny.
+
+    Source: diffusers 0.39 pipeline_stable_diffusion_xl.py, the end of __call__ with this class as
+    the VAE: latents / scaling_factor, 1.0 in TAESD, then AutoencoderTiny.decode.
+    """
+
+    prefix = ""
+    output_names = ("image",)
+
+    def __init__(self, decoder: nn.Module, *, scaling_factor: float) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.scaling_factor = scaling_factor
+
+    @override
+    def forward(self, latents: Tensor) -> tuple[Tensor]:
+        """Decode latents [batch, 4, height, width]."""
+        dtype = next(self.decoder.parameters()).dtype
+        image = self.decoder((latents / self.scaling_factor).to(dtype))
+        return (image.to(latents.dtype),)
+
+
 def load_module(
     checkpoint: Checkpoint, component: ComponentName, *, dtype: torch.dtype
 ) -> nn.Module:
@@ -210,6 +234,19 @@ def _empty_module(checkpoint: Checkpoint, component: ComponentName) -> nn.Module
                 return (
                     VaeEncoderModule(vae) if component == "vae_encoder" else VaeDecoderModule(vae)
                 )
+            case "preview_decoder":
+                return _empty_preview_decoder(config)
+
+
+def _empty_preview_decoder(config: dict[str, object]) -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    # A second name of decoder_block_out_channels, which diffusers writes, but warns of on reading.
+    config.pop("block_out_channels", None)
+    vae = AutoencoderTiny.from_config(config)
+    return PreviewDecoderModule(
+        vae.get_submodule("decoder"), scaling_factor=float(vae.config.scaling_factor)
+    )
 
 
 def _empty_text_encoder(component: ComponentName, config: dict[str, object]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What SDXL is, as numbers read from its configs, and the five component specs.
+"""What SDXL is, as numbers read from its configs, and the component specs.
 
 SDXL's sizes stand here and nowhere else. Everything is read from the config files, so a tiny
 random model and the published one go through the same code.
@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from triptych.errors import CheckpointError
 from triptych.models.component import ComponentSpec
 from triptych.models.configs import JsonObject, read_json, setting
+from triptych.models.preview_decoder import check_preview_decoder, find_preview_decoder
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, Precision
 
@@ -26,6 +27,7 @@ COMPONENTS: tuple[ComponentName, ...] = (
     "vae_encoder",
     "vae_decoder",
 )
+"""What every base model has, in the order they run."""
 
 SdxlKind: TypeAlias = Literal["base", "refiner"]
 """base: two text encoders and 6 time_ids. refiner: text_encoder_2 alone and 5 time_ids."""
@@ -66,6 +68,7 @@ class SdxlConfig:
         latents_std: of each latent channel, as `latents_mean`.
         force_upcast: the VAE overflows in fp16 and must stay in fp32.
         force_zeros_for_empty_prompt: without a negative prompt its embeddings are zeros.
+        has_preview_decoder: a small decoder for previews is there too.
     """
 
     kind: SdxlKind
@@ -81,6 +84,7 @@ class SdxlConfig:
     latents_std: tuple[float, ...] | None
     force_upcast: bool
     force_zeros_for_empty_prompt: bool
+    has_preview_decoder: bool
 
     @property
     def is_inpainting(self) -> bool:
@@ -89,20 +93,24 @@ class SdxlConfig:
 
     @property
     def components(self) -> tuple[ComponentName, ...]:
-        """The components this model has, in the order they run."""
-        encoders = {"text_encoder", "text_encoder_2"} - set(self.text_encoders)
-        return tuple(name for name in COMPONENTS if name not in encoders)
+        """The components this model has, in the order they run; the preview decoder last."""
+        absent = {"text_encoder", "text_encoder_2"} - set(self.text_encoders)
+        present = tuple(name for name in COMPONENTS if name not in absent)
+        return (*present, "preview_decoder") if self.has_preview_decoder else present
 
 
-def read_sdxl_config(folder: Path) -> SdxlConfig:
+def read_sdxl_config(folder: Path, *, preview_decoder: Path | None = None) -> SdxlConfig:
     """Read the configs of a diffusers checkpoint, or of a bundle in optimum's layout.
 
     Args:
         folder: holds model_index.json and one folder for each component. The VAE's config is
             taken from vae/, or from vae_decoder/ where the layout splits the VAE.
+        preview_decoder: the folder of a preview decoder that is elsewhere; None takes
+            preview_decoder/ where there is one.
 
     Raises:
-        CheckpointError: a config is missing, or they do not describe an SDXL model.
+        CheckpointError: a config is missing, they do not describe an SDXL model, or the preview
+            decoder is not one for it.
     """
     index = read_json(folder / "model_index.json")
     unet = read_json(folder / "unet" / "config.json")
@@ -122,7 +130,17 @@ def read_sdxl_config(folder: Path) -> SdxlConfig:
             f"{folder}/model_index.json: got no text_encoder_2, want one. "
             "Every SDXL model has it; this is another kind of pipeline."
         )
-    return _sdxl_config(folder, index=index, unet=unet, vae=vae, encoders=encoders)
+    preview = find_preview_decoder(folder, preview_decoder)
+    config = _sdxl_config(
+        folder, index=index, unet=unet, vae=vae, encoders=encoders, has_preview=preview is not None
+    )
+    if preview is not None:
+        check_preview_decoder(
+            preview,
+            latent_channels=config.latent_channels,
+            vae_scale_factor=config.vae_scale_factor,
+        )
+    return config
 
 
 def _is_present(index: JsonObject, component: str) -> bool:
@@ -149,6 +167,7 @@ def _sdxl_config(
     unet: JsonObject,
     vae: JsonObject,
     encoders: Mapping[ComponentName, TextEncoderSizes],
+    has_preview: bool,
 ) -> SdxlConfig:
     where = f"{folder}/unet/config.json"
     embedding_width = setting(unet, "projection_class_embeddings_input_dim", int, where=where)
@@ -180,6 +199,7 @@ def _sdxl_config(
         # Absent in old configs; diffusers' own default is true (autoencoder_kl.py).
         force_upcast=bool(vae.get("force_upcast", True)),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        has_preview_decoder=has_preview,
     )
 
 
@@ -195,8 +215,10 @@ def component_spec(component: ComponentName, config: SdxlConfig) -> ComponentSpe
             return _text_encoder_spec(component, config)
         case "unet":
             return _unet_spec(config)
-        case "vae_encoder" | "vae_decoder":
-            return _vae_spec(component, config)
+        case "vae_encoder":
+            return _vae_encoder_spec(config)
+        case "vae_decoder" | "preview_decoder":
+            return _decoder_spec(component, config)
 
 
 def component_precision(
@@ -245,15 +267,21 @@ def _unet_spec(config: SdxlConfig) -> ComponentSpec:
     )
 
 
-def _vae_spec(component: ComponentName, config: SdxlConfig) -> ComponentSpec:
-    scale = config.vae_scale_factor
-    image = _float("image", "batch", 3, f"{scale}*height", f"{scale}*width")
-    if component == "vae_decoder":
-        latents = _float("latents", "batch", config.latent_channels, "height", "width")
-        return ComponentSpec(name=component, inputs=(latents,), outputs=(image,))
+def _vae_encoder_spec(config: SdxlConfig) -> ComponentSpec:
     # Mean and log-variance of the posterior, not a draw from it: a draw differs run by run.
     moments = _float("moments", "batch", 2 * config.latent_channels, "height", "width")
-    return ComponentSpec(name=component, inputs=(image,), outputs=(moments,))
+    return ComponentSpec(name="vae_encoder", inputs=(_image(config),), outputs=(moments,))
+
+
+def _decoder_spec(component: ComponentName, config: SdxlConfig) -> ComponentSpec:
+    """The VAE's decoder takes latents / scaling_factor; the preview's takes them as they are."""
+    latents = _float("latents", "batch", config.latent_channels, "height", "width")
+    return ComponentSpec(name=component, inputs=(latents,), outputs=(_image(config),))
+
+
+def _image(config: SdxlConfig) -> TensorSpec:
+    scale = config.vae_scale_factor
+    return _float("image", "batch", 3, f"{scale}*height", f"{scale}*width")
 
 
 def _float(name: str, *shape: int | str) -> TensorSpec:

@@ -40,7 +40,7 @@ class Candidate:
     def is_whole(self) -> bool:
         """Whether it has every component that the run of a check needs."""
         config = self.bundle.config
-        unused = set() if config.is_inpainting else {"vae_encoder"}
+        unused = {"preview_decoder"} if config.is_inpainting else {"preview_decoder", "vae_encoder"}
         return set(config.components) - unused <= set(self.bundle.artifacts)
 
 
@@ -138,6 +138,10 @@ def _component_rows(
     if component not in candidate.bundle.artifacts:
         yield _not_run("component", component, candidate, "the bundle does not have it")
         return
+    cases = [case for case in recording.cases if case.component == component]
+    if not cases:
+        yield _not_run("component", component, candidate, "the reference does not have it")
+        return
     precision = candidate.precisions[component]
     judge = _Judge(
         stage="component",
@@ -148,9 +152,7 @@ def _component_rows(
     with open_session(candidate.runtime, candidate.bundle, component) as session:
         executions[component] = session.execution
         yield from _precision_rows(judge, session.execution)
-        for case in recording.cases:
-            if case.component != component:
-                continue
+        for case in cases:
             try:
                 outputs = session.run(case.feed)
             except (NonFiniteError, BackendError) as error:

@@ -192,6 +192,9 @@ def _cases(
     if component == "vae_decoder":
         unscaled = latents[-1] / np.float32(config.scaling_factor)
         yield Case(name="the run's latents", feed={"latents": unscaled})
+    if component == "preview_decoder":
+        for name, shown in (("first", latents[0]), ("last", latents[-1])):
+            yield Case(name=f"the run's {name} latents", feed={"latents": shown})
 
 
 def _unet_cases(

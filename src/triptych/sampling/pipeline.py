@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+
 from triptych.bundle.bundle import Bundle
 from triptych.models.tokenizer import load_tokenizer
 from triptych.runtimes.base import Execution, Runtime
@@ -180,10 +182,29 @@ def denoise(
 def decode(
     bundle: Bundle, runtime: Runtime, latents: Mapping[str, Latents]
 ) -> dict[str, ImageFloats]:
-    """Open the VAE decoder once and decode several latents, by name."""
+    """Open the VAE decoder once and decode several latents, by name.
+
+    Raises:
+        BundleError: there is none.
+    """
     with open_session(runtime, bundle, "vae_decoder") as decoder:
         return {
             name: decode_latents(decoder, values, config=bundle.config)
+            for name, values in latents.items()
+        }
+
+
+def decode_previews(
+    bundle: Bundle, runtime: Runtime, latents: Mapping[str, Latents]
+) -> dict[str, ImageFloats]:
+    """As `decode`, by the small decoder that the bundle has for it.
+
+    Raises:
+        BundleError: it has none.
+    """
+    with open_session(runtime, bundle, "preview_decoder") as decoder:
+        return {
+            name: decoder.run({"latents": np.ascontiguousarray(values)})["image"]
             for name, values in latents.items()
         }
 

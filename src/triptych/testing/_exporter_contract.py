@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from triptych.bundle.bundle import Artifact, make_artifact, open_bundle
+from triptych.bundle.bundle import Artifact, bundle_from_checkpoint, make_artifact
 from triptych.bundle.layouts import artifact_paths
 from triptych.errors import BundleError
 from triptych.exporters.base import ArtifactFacts, Exporter
@@ -173,7 +173,7 @@ def _check_agreement(
 ) -> None:
     """Every engine that reads the format agrees with PyTorch."""
     component = artifact.spec.name
-    reference = open_bundle(checkpoint.folder, variant=checkpoint.variant)
+    reference = bundle_from_checkpoint(checkpoint)
     engines = [make_runtime(name) for name in runtimes_for(artifact.format)]
     installed = [engine for engine in engines if engine.probe().installed]
     require(bool(installed), where, "no engine that reads the format", "one installed")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from triptych.errors import MissingDependencyError, UsageError
+from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER
 from triptych.testing._tokenizers import END_TOKEN, write_vocabulary
 
 if TYPE_CHECKING:
@@ -83,6 +84,14 @@ VAE: Mapping[str, object] = {
     "force_upcast": True,
 }
 
+PREVIEW_DECODER: Mapping[str, object] = {
+    "latent_channels": 4,
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1, 1, 1, 1),
+    "num_decoder_blocks": (2, 1, 1, 1),
+}
+
 SCHEDULER: Mapping[str, object] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -115,7 +124,9 @@ OUTPUT_GAINS: Mapping[str, float] = {"unet": 2.0, "vae": 0.5}
 PAD_TOKENS: Mapping[str, str] = {"tokenizer": END_TOKEN, "tokenizer_2": "!"}
 
 
-def tiny_checkpoint(folder: Path, *, seed: int = 0, kind: TinyKind = "base") -> Path:
+def tiny_checkpoint(
+    folder: Path, *, seed: int = 0, kind: TinyKind = "base", preview_decoder: bool = False
+) -> Path:
     """Write a small SDXL checkpoint with random weights, in the layout of diffusers.
 
     It is a real `StableDiffusionXLPipeline`: four fp32 networks in safetensors, two CLIP
@@ -133,6 +144,8 @@ def tiny_checkpoint(folder: Path, *, seed: int = 0, kind: TinyKind = "base") -> 
         folder: where to write; must be absent or empty. Its parents are made.
         seed: decides every weight, at least 0: one seed gives the same bytes each time.
         kind: which model: see `TinyKind`.
+        preview_decoder: add a tiny AutoencoderTiny in preview_decoder/, which diffusers' pipeline
+            passes over. Nothing else changes.
 
     Returns:
         `folder`.
@@ -154,6 +167,9 @@ def tiny_checkpoint(folder: Path, *, seed: int = 0, kind: TinyKind = "base") -> 
         vocabulary.mkdir()
         pipeline = _make_pipeline(vocabulary, seed=seed, kind=kind)
         pipeline.save_pretrained(checkpoint, safe_serialization=True)
+        if preview_decoder:
+            preview = _make_preview_decoder(seed=seed)
+            preview.save_pretrained(checkpoint / PREVIEW_DECODER_FOLDER, safe_serialization=True)
         if target.is_dir():
             target.rmdir()  # only POSIX renames onto an empty folder
         checkpoint.rename(target)
@@ -213,6 +229,19 @@ def _make_pipeline(vocabulary: Path, *, seed: int, kind: TinyKind) -> "diffusers
         )
     whole = StableDiffusionXLPipeline if kind == "base" else StableDiffusionXLInpaintPipeline
     return whole(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
+
+
+def _make_preview_decoder(*, seed: int) -> "diffusers.AutoencoderTiny":
+    """Build the preview decoder in memory, of weights of its own."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng(devices=[]):
+        network = AutoencoderTiny(**PREVIEW_DECODER)
+    _fill_with_noise(network, np.random.default_rng([seed, 1]), output_gain=1.0)
+    with torch.no_grad():  # to the middle of 0 to 1, which the decoder stretches to -1 to 1
+        network.decoder.layers[-1].bias += 0.5
+    return network
 
 
 def _fill_with_noise(

@@ -29,6 +29,9 @@ _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     **{name: name for name in PRECISIONS if name.startswith("palette")},
 }
 
+_MAY_DIFFER = ("has_preview_decoder",)
+"""Settings in which a bundle and its reference may differ: either may have been given one alone."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class CheckRequest:
         num_inference_steps: of the trajectory.
         seed: of its noise.
         variant: the reference's weight variant.
+        preview_decoder: the folder of the reference's preview decoder, where that is elsewhere.
     """
 
     bundle: Path
@@ -54,6 +58,7 @@ class CheckRequest:
     num_inference_steps: int = 8
     seed: int = 0
     variant: str | None = None
+    preview_decoder: Path | None = None
 
 
 def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityReport:
@@ -71,7 +76,9 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityRepor
     report("opening")
     candidate_bundle = open_bundle(request.bundle)
     candidate_bundle.check_files()
-    reference = open_bundle(request.reference, variant=request.variant)
+    reference = open_bundle(
+        request.reference, variant=request.variant, preview_decoder=request.preview_decoder
+    )
     _check_comparable(candidate_bundle, reference)
     candidate = Candidate(
         bundle=candidate_bundle,
@@ -141,7 +148,8 @@ def _check_comparable(candidate: Bundle, reference: Bundle) -> None:
     differing = [
         f"{name} {getattr(candidate.config, name)!r} and {getattr(reference.config, name)!r}"
         for name in candidate.config.__slots__
-        if getattr(candidate.config, name) != getattr(reference.config, name)
+        if name not in _MAY_DIFFER
+        and getattr(candidate.config, name) != getattr(reference.config, name)
     ]
     if differing:
         raise BrokenInputError(

@@ -17,7 +17,6 @@ from triptych.errors import UsageError
 from triptych.exporters import exporter_names, make_exporter
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
-from triptych.models.sdxl import COMPONENTS
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
@@ -54,6 +53,8 @@ class ExportRequest:
         components: which components; empty means all the model has.
         settings: precision, and what single formats have besides.
         variant: the checkpoint's weight variant, such as "fp16".
+        preview_decoder: the folder of a preview decoder that is not in the checkpoint's own
+            preview_decoder/.
         overwrite: replace bundles that exist, each as a whole.
         num_jobs: components exported at once, each in a process of its own.
     """
@@ -64,6 +65,7 @@ class ExportRequest:
     components: Sequence[ComponentName] = ()
     settings: ExportSettings = field(default_factory=ExportSettings)
     variant: str | None = None
+    preview_decoder: Path | None = None
     overwrite: bool = False
     num_jobs: int = 2
 
@@ -85,13 +87,15 @@ def export_bundles(
         VerificationError: an exported component disagrees with PyTorch.
         MissingDependencyError: the export extra is not installed.
     """
-    checkpoint = open_checkpoint(request.checkpoint, variant=request.variant)
+    checkpoint = open_checkpoint(
+        request.checkpoint, variant=request.variant, preview_decoder=request.preview_decoder
+    )
     components = _choose_components(request, checkpoint)
     if not request.formats:
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
     for name in request.formats:
         make_exporter(name, request.settings)
-    _check_used(request)
+    _check_used(request, components)
     # Threads of one process for each core would wait for those of the others.
     num_threads = max(1, (os.cpu_count() or 1) // max(1, request.num_jobs))
     with ExportWorkers(num_threads=num_threads) as workers:
@@ -108,14 +112,19 @@ def export_bundles(
         }
 
 
-def _check_used(request: ExportRequest) -> None:
-    """Refuse settings that none of the formats has, rather than leave them unused."""
+def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> None:
+    """Refuse what no format or component takes, rather than leave it unused."""
     plain = ExportSettings(precision=request.settings.precision)
     if "coreml" not in request.formats and request.settings != plain:
         raise UsageError(
             f"formats: got {', '.join(request.formats)} with settings that only coreml has "
             "(a size, or a --coreml option), want --to coreml, or neither. "
             "ONNX and OpenVINO graphs make pictures of every size."
+        )
+    if request.preview_decoder is not None and "preview_decoder" not in components:
+        raise UsageError(
+            f"components: got {', '.join(components)} with a preview decoder, want "
+            "--component preview_decoder too, or no --preview-decoder."
         )
 
 
@@ -128,7 +137,7 @@ def _choose_components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[
             f"{', '.join(available)}."
         )
     chosen = request.components or available
-    return tuple(name for name in COMPONENTS if name in chosen)
+    return tuple(name for name in available if name in chosen)
 
 
 def _export_bundle(
@@ -178,10 +187,13 @@ def _export_components(
     folder: Path,
     progress: ExportProgress | None,
 ) -> list[ComponentRecord]:
+    preview = checkpoint.preview_decoder
+
     def export_one(component: ComponentName) -> ComponentRecord:
         job = ExportJob(
             checkpoint=str(checkpoint.folder),
             variant=checkpoint.variant,
+            preview_decoder=None if preview is None else str(preview),
             component=component,
             format=to,
             settings=request.settings,

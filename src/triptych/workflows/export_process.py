@@ -37,6 +37,7 @@ class ExportJob:
     Attributes:
         checkpoint: the checkpoint's folder.
         variant: its weight variant.
+        preview_decoder: its preview decoder's folder.
         component: which component.
         format: to which format.
         settings: as asked for; the VAE may keep a higher precision.
@@ -45,6 +46,7 @@ class ExportJob:
 
     checkpoint: str
     variant: str | None
+    preview_decoder: str | None = None
     component: ComponentName
     format: FormatName
     settings: ExportSettings
@@ -70,7 +72,11 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
         CheckpointError: the weights are missing or do not fit.
         VerificationError: the artifact disagrees with PyTorch.
     """
-    checkpoint = open_checkpoint(Path(job.checkpoint), variant=job.variant)
+    checkpoint = open_checkpoint(
+        Path(job.checkpoint),
+        variant=job.variant,
+        preview_decoder=None if job.preview_decoder is None else Path(job.preview_decoder),
+    )
     exporter = make_exporter(job.format, job.settings)
     bundle = Path(job.bundle)
     exporter.export(checkpoint, job.component, bundle, report=report)
@@ -115,8 +121,9 @@ def _tensor_record(port: TensorSpec, names: dict[str, str]) -> TensorRecord:
 
 
 def _source_hashes(checkpoint: Checkpoint, component: ComponentName) -> dict[str, str]:
+    parent = checkpoint.component_folder(component).parent  # a preview decoder may lie elsewhere
     return {
-        file.relative_to(checkpoint.folder).as_posix(): file_sha256(file)
+        file.relative_to(parent).as_posix(): file_sha256(file)
         for file in checkpoint.component_files(component)
     }
 

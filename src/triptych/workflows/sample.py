@@ -1,18 +1,19 @@
 """Sample from a bundle into a folder: pictures of chosen steps, latents, and how to repeat it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import TypeAlias, final
 
+from triptych.bundle.bundle import Bundle
 from triptych.bundle.store import replace_folder
-from triptych.runtimes.base import Execution
+from triptych.runtimes.base import Execution, Runtime
 from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.decode import check_not_blank, pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import PreviewKeeper, StepKeeper
-from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
+from triptych.sampling.pipeline import Prepared, decode, decode_previews, denoise, prepare
 from triptych.sampling.preview import preview_pixels
 from triptych.sampling.prompt_encoding import EncodedPrompts
 from triptych.types import Array, ImageFloats, ImagePixels, Latents
@@ -27,6 +28,9 @@ from triptych.workflows.run_folder import (
 )
 from triptych.workflows.sample_request import PreviewDecoder, SampleRequest
 from triptych.workflows.stages import Plan, Stage, handed_over, plan_run
+
+Decoder: TypeAlias = Callable[[Bundle, Runtime, Mapping[str, Latents]], dict[str, ImageFloats]]
+"""Latents to images, by name."""
 
 
 @final
@@ -169,12 +173,14 @@ def _run_stages(
             return
 
 
-def _decoded(done: Iterable[_Done], latents: Mapping[int, Latents]) -> dict[int, ImageFloats]:
-    """Latents of some steps as images, each by the VAE of the model whose step it was."""
+def _decoded(
+    done: Iterable[_Done], latents: Mapping[int, Latents], *, by: Decoder = decode
+) -> dict[int, ImageFloats]:
+    """Latents of some steps as images, each by a decoder of the model whose step it was."""
     images: dict[int, ImageFloats] = {}
     for one in done:
         mine = {str(step): latents[step] for step in latents if step in one.stage.steps}
-        decoded = decode(one.stage.bundle, one.stage.runtime, mine) if mine else {}
+        decoded = by(one.stage.bundle, one.stage.runtime, mine) if mine else {}
         images |= {int(step): image for step, image in decoded.items()}
     return dict(sorted(images.items()))
 
@@ -184,7 +190,10 @@ def _previews(
 ) -> dict[int, ImagePixels]:
     if decoder == "linear":
         return {step: preview_pixels(kept) for step, kept in latents.items()}
-    return {step: pixels_from_image(image) for step, image in _decoded(done, latents).items()}
+    by = decode if decoder == "vae" else decode_previews
+    return {
+        step: pixels_from_image(image) for step, image in _decoded(done, latents, by=by).items()
+    }
 
 
 def _checked_pixels(image: ImageFloats) -> ImagePixels:

@@ -89,6 +89,9 @@ def plan_run(request: SampleRequest) -> Plan:
     stages = [_stage(bundle, runtime, settings, first_step=1)]
     if request.refiner is not None:
         stages.append(_refiner_stage(request.refiner, request, stages[0]))
+    if request.previews == "preview-decoder":
+        for stage in stages:
+            stage.bundle.artifact("preview_decoder")
     total = stages[-1].steps.stop - 1
     return Plan(
         stages=tuple(stages),

@@ -1,6 +1,6 @@
 """Run an exported component against the PyTorch component it was made from."""
 
-from triptych.bundle.bundle import Artifact, open_bundle
+from triptych.bundle.bundle import Artifact, bundle_from_checkpoint
 from triptych.bundle.manifest import VerificationRecord
 from triptych.errors import VerificationError
 from triptych.exporters.base import ArtifactFacts
@@ -38,7 +38,7 @@ def verify_artifact(
         MissingDependencyError: no engine for the format is installed.
     """
     component = artifact.spec.name
-    reference = open_bundle(checkpoint.folder, variant=checkpoint.variant).artifact(component)
+    reference = bundle_from_checkpoint(checkpoint).artifact(component)
     engine = make_runtime(engine_name)
     limit = COMPONENT_REL_L2[precision]
     records = []
