@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types layers fmt changelog sizes ci clean
+.PHONY: demo test lint types layers fmt changelog sizes bench-sampler ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
@@ -33,6 +33,10 @@ changelog: $(INSTALLED)
 
 sizes:
 	@git ls-files 'src/*.py' | xargs wc -l | sort -n | tail -12
+
+# What the sampler costs beside the engine, step by step.
+bench-sampler: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampler_step.py
 
 ci: lint types layers test
 

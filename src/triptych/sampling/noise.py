@@ -6,8 +6,8 @@ here, without torch. Scaling it to a noise level is the schedule's business, not
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -31,11 +31,22 @@ class NoiseStream:
         words_drawn: 32-bit words that each of them has given so far.
         spares: normal values left over by a draw of an odd number below 16, one a generator, which
             the next such draw begins with; empty where nothing is left.
+        states: the generators' insides there, which follow from the rest and save drawing it all
+            again; empty where they are not known.
     """
 
     seeds: tuple[int, ...]
     words_drawn: int = 0
     spares: tuple[float, ...] = ()
+    states: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
+
+    def record(self) -> dict[str, object]:
+        """For run.json: enough to go on drawing."""
+        return {
+            "seeds": list(self.seeds),
+            "words_drawn": self.words_drawn,
+            "spares": list(self.spares),
+        }
 
 
 def draw_noise(stream: NoiseStream, shape: tuple[int, ...]) -> tuple[Array, NoiseStream]:
@@ -67,18 +78,42 @@ def draw_noise(stream: NoiseStream, shape: tuple[int, ...]) -> tuple[Array, Nois
             f"noise: got {len(stream.seeds)} seeds for {shape[0] if shape else 1} images, want 1 "
             "seed for the whole batch or one an image. Give as many seeds as images."
         )
+    generators = _generators(stream)
     spares = stream.spares or (None,) * len(stream.seeds)
     drawn = [
-        _drawn(part, seed=seed, words_drawn=stream.words_drawn, spare=spare)
-        for part, seed, spare in zip(shapes, stream.seeds, spares, strict=True)
+        _drawn(part, generator, spare=spare)
+        for part, generator, spare in zip(shapes, generators, spares, strict=True)
     ]
     noise = np.concatenate([values for values, _, _ in drawn]) if shape else drawn[0][0]
     after = replace(
         stream,
         words_drawn=stream.words_drawn + drawn[0][1],
         spares=tuple(spare for _, _, spare in drawn if spare is not None),
+        states=tuple(generator.get_state(legacy=False) for generator in generators),
     )
     return noise, after
+
+
+def _generators(stream: NoiseStream) -> list[np.random.RandomState]:
+    """Where they stand.
+
+    Raises:
+        UsageError: a seed is outside torch's range.
+    """
+    generators = []
+    for seed in stream.seeds:
+        if not -(2**63) <= seed < 2**64:
+            raise UsageError(f"noise seed: got {seed}, want -2**63 to 2**64 - 1, as torch accepts.")
+        # The legacy generator on purpose: it is seeded as torch's MT19937 is, and NumPy guarantees
+        # its stream for ever. A full-range uint32 is one raw draw.
+        generators.append(np.random.RandomState(seed & 0xFFFFFFFF))
+    if stream.states:
+        for generator, state in zip(generators, stream.states, strict=True):
+            generator.set_state(dict(state))
+        return generators
+    for generator in generators:
+        _words(generator, stream.words_drawn)
+    return generators
 
 
 def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
@@ -120,15 +155,9 @@ def initial_noise(*, shape: tuple[int, int, int, int], seeds: Sequence[int]) -> 
 
 
 def _drawn(
-    shape: tuple[int, ...], *, seed: int, words_drawn: int, spare: float | None
+    shape: tuple[int, ...], generator: np.random.RandomState, *, spare: float | None
 ) -> tuple[Array, int, float | None]:
     """Values of one generator, how many words they took, and what is left over."""
-    if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"noise seed: got {seed}, want -2**63 to 2**64 - 1, as torch accepts.")
-    # The legacy generator on purpose: it is seeded as torch's MT19937 is, and NumPy guarantees its
-    # stream for ever. A full-range uint32 is one raw draw.
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)
-    _words(generator, words_drawn)
     count = math.prod(shape)
     if count >= _BLOCK:
         values = _draw_many(generator, count)

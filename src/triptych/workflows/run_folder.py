@@ -122,7 +122,7 @@ def stage_record(
                 (bundle.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
             ),
             "choice": asdict(settings.scheduler),
-            "noise_stream": asdict(prepared.start.noise_stream),
+            "noise_stream": prepared.start.noise_stream.record(),
             "timesteps": [float(timestep) for timestep in prepared.schedule.timesteps],
             "sigmas": [float(sigma) for sigma in prepared.schedule.sigmas],
             "init_noise_sigma": prepared.schedule.init_noise_sigma,

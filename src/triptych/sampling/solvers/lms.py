@@ -1,5 +1,6 @@
 """Linear multistep: a polynomial through the slopes so far, integrated over the next step."""
 
+import functools
 from dataclasses import dataclass
 from typing import final
 
@@ -8,7 +9,7 @@ import numpy as np
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
 from triptych.sampling.solvers.base import SolverState, SolverStep
-from triptych.types import Latents, NoisePred
+from triptych.types import Array, Latents, NoisePred
 
 
 @final
@@ -50,14 +51,20 @@ class LmsSolver:
         derivative = (latents.astype(np.float64) - denoised) / sigma
         derivatives = (*state.estimates, derivative)[-self.order :]
         levels = schedule.sigmas[index + 1 - len(derivatives) : index + 2].astype(np.float64)
-        after = latents + sum(
-            weight * slope for weight, slope in zip(_weights(levels), derivatives, strict=True)
-        )
+        after = latents.astype(np.float64)
+        for weight, slope in zip(_weights(levels), derivatives, strict=True):
+            after += weight * slope
         return SolverStep(
-            latents=np.asarray(after, np.float32),
+            latents=after.astype(np.float32),
             denoised=denoised,
             state=SolverState(estimates=derivatives),
         )
+
+
+@functools.cache
+def _quadrature(degree: int) -> tuple[Array, Array]:
+    points, shares = np.polynomial.legendre.leggauss(degree)
+    return points, shares
 
 
 def _weights(levels: np.ndarray) -> list[float]:
@@ -70,7 +77,7 @@ def _weights(levels: np.ndarray) -> list[float]:
     """
     *nodes, start, end = (float(level) for level in levels)
     nodes = [*nodes, start]
-    points, shares = np.polynomial.legendre.leggauss(len(nodes))
+    points, shares = _quadrature(len(nodes))
     middle, half = (start + end) / 2, (end - start) / 2
     at = middle + half * points
     weights = []
