@@ -8,7 +8,7 @@ import numpy as np
 
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
-from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.solvers.base import SolverState, SolverStep, weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 
@@ -51,9 +51,7 @@ class LmsSolver:
         derivative = (latents.astype(np.float64) - denoised) / sigma
         derivatives = (*state.estimates, derivative)[-self.order :]
         levels = schedule.sigmas[index + 1 - len(derivatives) : index + 2].astype(np.float64)
-        after = latents.astype(np.float64)
-        for weight, slope in zip(_weights(levels), derivatives, strict=True):
-            after += weight * slope
+        after = weighted_sum((1.0, latents), *zip(_weights(levels), derivatives, strict=True))
         return SolverStep(
             latents=after.astype(np.float32),
             denoised=denoised,

@@ -9,7 +9,7 @@ from triptych.errors import ScheduleError
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
 from triptych.sampling.scheduler_config import PredictionType
-from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.solvers.base import SolverState, SolverStep, weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 NUM_RUNGE_KUTTA_STEPS = 12
@@ -157,5 +157,5 @@ class PndmSolver:
 
 def _combined(predictions: tuple[Array, ...]) -> Array:
     weights = _ADAMS_BASHFORTH[len(predictions) - 1]
-    combined: Array = np.einsum("k,k...->...", weights, np.stack(predictions))
-    return combined
+    first, *others = zip(weights.tolist(), predictions, strict=True)
+    return weighted_sum(first, *others)

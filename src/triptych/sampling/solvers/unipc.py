@@ -15,7 +15,7 @@ from triptych.sampling.schedule import (
     preserved_levels,
     sigma_at,
 )
-from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.solvers.base import SolverState, SolverStep, weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 
@@ -117,20 +117,22 @@ class UniPcSolver:
         grown = math.expm1(signed)
         newest = estimates[-1]
         places = [(log - logs[-2]) / h for log in logs[-3::-1]]
-        differences = [
-            (earlier - newest) / place
-            for earlier, place in zip(estimates[-2::-1], places, strict=True)
-        ]
+        others = estimates[-2::-1]
         if corrected_by is not None:
-            places, differences = [*places, 1.0], [*differences, corrected_by - newest]
-        moved: Array = kept * x - gain * grown * newest
+            places, others = [*places, 1.0], (*others, corrected_by)
         if not places:
-            return moved
+            return weighted_sum((kept, x), (-gain * grown, newest))
         scale = signed if self.scale == "bh1" else grown
         weights = _weights(places, signed, scale, halved=len(places) == 1)
-        for weight, difference in zip(weights, differences, strict=True):
-            moved = moved - gain * scale * weight * difference
-        return moved
+        # Each other estimate counts by its difference from the newest, over their distance.
+        shares = [
+            gain * scale * weight / place for weight, place in zip(weights, places, strict=True)
+        ]
+        return weighted_sum(
+            (kept, x),
+            (sum(shares) - gain * grown, newest),
+            *((-share, other) for share, other in zip(shares, others, strict=True)),
+        )
 
 
 def _weights(places: Sequence[float], h: float, scale: float, *, halved: bool) -> list[float]:
