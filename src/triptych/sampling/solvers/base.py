@@ -85,11 +85,12 @@ class Solver(Protocol):
 
 
 def weighted_sum(first: tuple[float, Array], *others: tuple[float, Array]) -> Array:
-    """Arrays times their weights, added up in float64 with one array to spare."""
+    """Arrays times their weights, added up in float64; large arrays are allocated only twice."""
     weight, array = first
     total: Array = np.multiply(array, weight, dtype=np.float64)
+    product = np.empty_like(total)
     for weight, array in others:
-        total += weight * array
+        total += np.multiply(array, weight, out=product)
     return total
 
 
