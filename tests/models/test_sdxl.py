@@ -76,6 +76,18 @@ def test_a_unet_without_added_conditioning_is_not_sdxl(configs: Path) -> None:
         read_sdxl_config(configs)
 
 
+def test_a_unet_that_is_told_the_guidance_scale_is_refused(configs: Path) -> None:
+    change(configs / "unet" / "config.json", time_cond_proj_dim=256)
+    with pytest.raises(CheckpointError, match="got time_cond_proj_dim 256, want none"):
+        read_sdxl_config(configs)
+
+
+def test_a_unet_for_inpainting_is_known_by_its_channels(configs: Path) -> None:
+    assert not read_sdxl_config(configs).is_inpainting
+    change(configs / "unet" / "config.json", in_channels=9)
+    assert read_sdxl_config(configs).is_inpainting
+
+
 def test_a_pipeline_without_text_encoder_2_is_not_sdxl(configs: Path) -> None:
     change(configs / "model_index.json", text_encoder_2=[None, None])
     with pytest.raises(CheckpointError, match="no text_encoder_2"):

@@ -18,6 +18,8 @@ from triptych.types import (
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from triptych.workflows.inspect import Summary
+
 ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
@@ -143,4 +145,12 @@ def export(
             f"{summary.path}: {len(summary.components)} components, {size_text(total)}, "
             f"at most {worst:.1e} relative L2 from PyTorch"
         )
-    note(f"next: triptych sample {next(iter(bundles.values()))} --prompt 'a cat' --output pictures")
+    note(f"next: {_next_command(summaries[0])}")
+
+
+def _next_command(summary: "Summary") -> str:
+    """What to do with a bundle, by the kind of its model."""
+    if summary.kind == "refiner":
+        return f"triptych sample BASE --refiner {summary.path} --prompt 'a cat' --output pictures"
+    files = " --image PICTURE --mask MASK" if summary.kind == "inpainting" else ""
+    return f"triptych sample {summary.path}{files} --prompt 'a cat' --output pictures"

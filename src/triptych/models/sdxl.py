@@ -121,6 +121,12 @@ def read_sdxl_config(folder: Path, *, preview_decoder: Path | None = None) -> Sd
             f"{folder}/unet/config.json: got addition_embed_type "
             f"{unet.get('addition_embed_type')!r}, want 'text_time'. This is not an SDXL U-Net."
         )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise CheckpointError(
+            f"{folder}/unet/config.json: got time_cond_proj_dim {unet['time_cond_proj_dim']}, want "
+            "none: this U-Net is told the guidance scale besides, which nothing here does yet. "
+            "Take the LCM-LoRA of the model, fused, or Turbo or Lightning."
+        )
     names: tuple[ComponentName, ...] = ("text_encoder", "text_encoder_2")
     encoders = {
         name: _read_text_encoder(folder / name) for name in names if _is_present(index, name)

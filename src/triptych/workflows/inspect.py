@@ -60,7 +60,7 @@ class Summary:
         path: where.
         format: diffusers, onnx, ...
         origin: checkpoint, triptych, or foreign for a bundle without a manifest.
-        kind: base or refiner.
+        kind: base, refiner or inpainting.
         precision: what the bundle was exported as; None without a manifest.
         toolchain: versions that made it.
         scheduler: its class, spacing and prediction type.
@@ -130,7 +130,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         path=path,
         format=bundle.format,
         origin=_origin(bundle),
-        kind=bundle.config.kind,
+        kind="inpainting" if bundle.config.is_inpainting else bundle.config.kind,
         precision=manifest.precision if manifest else None,
         toolchain=dict(manifest.toolchain) if manifest else {},
         scheduler=scheduler,

@@ -151,6 +151,7 @@ def _refiner_stage(refiner: RefinerRequest, request: SampleRequest, base: Stage)
         base.settings,
         height_px=None,
         width_px=None,
+        aspect_ratio=None,
         noise=None,
         guidance_schedule=(),
         guidance_interval=(0.0, 1.0),
