@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from triptych.testing import tiny_checkpoint
 
 README = Path(__file__).parents[1] / "README.md"
+GUIDE = README.parent / "docs" / "sampling.md"
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def _blocks(language: str, *, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.slow
@@ -30,6 +34,24 @@ def test_the_readme_s_commands_and_its_python_run_as_written(
     shown = _run(["-c", script], tmp_path)
     assert shown.splitlines()[-1].startswith("49 ")
     assert (tmp_path / "cat" / "final.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_guide_s_commands_run_as_written(onnx_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "OUT").mkdir()
+    (tmp_path / "OUT" / "onnx").symlink_to(onnx_folder)
+    tiny_checkpoint(tmp_path / "REFINER", kind="refiner")
+    Image.radial_gradient("L").resize((96, 64)).convert("RGB").save(tmp_path / "picture.png")
+    Image.radial_gradient("L").resize((96, 64)).save(tmp_path / "mask.png")
+    [callbacks] = _blocks("python", page=GUIDE)
+    (tmp_path / "mine.py").write_text(callbacks, encoding="utf-8")
+    commands = [line for block in _blocks("bash", page=GUIDE) for line in block.splitlines()]
+    assert len(commands) > 15
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "triptych"
+        _run(["-m", "triptych.cli", *arguments], tmp_path)
+    assert (tmp_path / "steered" / "step_03.png").is_file()
 
 
 def test_the_readme_s_make_targets_exist() -> None:
