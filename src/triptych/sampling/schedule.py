@@ -13,6 +13,7 @@ import numpy as np
 
 from triptych.errors import ScheduleError
 from triptych.sampling.scheduler_config import PredictionType
+from triptych.sampling.weighted_sum import weighted_sum
 from triptych.types import Array, Latents, NoisePred, Sigmas, Timesteps
 
 LatentsVariance: TypeAlias = Literal["exploding", "preserved"]
@@ -101,11 +102,12 @@ def denoised_from_noise_pred(
     Source: diffusers 0.39, pred_original_sample in any scheduler's step.
     """
     alpha, noise_level = _levels(schedule, index)
-    x, prediction = _unit_variance(latents, schedule, index), noise_pred.astype(np.float64)
-    if schedule.prediction_type == "epsilon":
-        denoised = (x - noise_level * prediction) / alpha
-    else:
-        denoised = alpha * x - noise_level * prediction
+    to_unit = alpha if schedule.variance == "exploding" else 1.0
+    if schedule.prediction_type == "epsilon":  # (x - noise_level * prediction) / alpha
+        factors = to_unit / alpha, -noise_level / alpha
+    else:  # alpha * x - noise_level * prediction
+        factors = to_unit * alpha, -noise_level
+    denoised = weighted_sum((factors[0], latents), (factors[1], noise_pred))
     if schedule.clip_range is None:
         return denoised
     return np.clip(denoised, -schedule.clip_range, schedule.clip_range)

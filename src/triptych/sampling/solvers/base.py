@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
-import numpy as np
-
 from triptych.errors import UsageError
 from triptych.sampling.noise import NoiseStream, draw_noise
 from triptych.sampling.schedule import Schedule
@@ -82,16 +80,6 @@ class Solver(Protocol):
             ScheduleError: `index` is outside the schedule.
             UsageError: the step adds noise, and the state has no stream to draw it from.
         """
-
-
-def weighted_sum(first: tuple[float, Array], *others: tuple[float, Array]) -> Array:
-    """Arrays times their weights, added up in float64; large arrays are allocated only twice."""
-    weight, array = first
-    total: Array = np.multiply(array, weight, dtype=np.float64)
-    product = np.empty_like(total)
-    for weight, array in others:
-        total += np.multiply(array, weight, out=product)
-    return total
 
 
 def drawn_noise(state: SolverState, shape: tuple[int, ...]) -> tuple[Array, NoiseStream]:

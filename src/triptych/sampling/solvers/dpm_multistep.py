@@ -14,6 +14,7 @@ from triptych.sampling.schedule import (
     sigma_at,
 )
 from triptych.sampling.solvers.base import SolverState, SolverStep, drawn_noise
+from triptych.sampling.weighted_sum import weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 _SHORT_RUN = 15
@@ -72,11 +73,11 @@ class DpmMultistepSolver:
         level = preserved_levels(sigma)[1]
         kept = level_next / level * (left if self.stochastic else 1)
         levels = schedule.sigmas[index + 1 - len(used) : index + 2]
-        after = kept * latents.astype(np.float64) + alpha_next * self._gained(used, levels)
+        after = weighted_sum((kept, latents), (alpha_next, self._gained(used, levels)))
         state = replace(state, estimates=estimates)
         if self.stochastic:
             noise, stream = drawn_noise(state, latents.shape)
-            after = after + level_next * math.sqrt(1 - left**2) * noise
+            after += level_next * math.sqrt(1 - left**2) * noise
             state = replace(state, noise=stream)
         return SolverStep(latents=after.astype(np.float32), denoised=denoised, state=state)
 
@@ -100,14 +101,15 @@ class DpmMultistepSolver:
         span = 2 * h if self.stochastic else h
         left = math.exp(-span)
         newest = estimates[-1]
-        gained: Array = (1 - left) * newest
         if len(estimates) == 1:
-            return gained
-        slope = (newest - estimates[-2]) * h / (logs[-2] - logs[-3])
+            return weighted_sum((1 - left, newest))
+        reach = h / (logs[-2] - logs[-3])  # the slope is the last difference times this
         heun = (left - 1) / span + 1 if span else 0.0
         if len(estimates) == 2:
-            gained += ((1 - left) / 2 if self.second_order == "midpoint" else heun) * slope
-            return gained
+            share = reach * ((1 - left) / 2 if self.second_order == "midpoint" else heun)
+            return weighted_sum((1 - left + share, newest), (-share, estimates[-2]))
+        slope = (newest - estimates[-2]) * reach
+        gained: Array = (1 - left) * newest
         earlier = (estimates[-2] - estimates[-3]) * h / (logs[-3] - logs[-4])
         bend = (slope - earlier) * h / (logs[-2] - logs[-4])
         slope = slope + (logs[-2] - logs[-3]) / (logs[-2] - logs[-4]) * (slope - earlier)

@@ -8,6 +8,7 @@ import numpy as np
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
 from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.weighted_sum import weighted_sum
 from triptych.types import Latents, NoisePred
 
 
@@ -51,6 +52,7 @@ class EulerSolver:
         """
         sigma, sigma_next = sigma_at(schedule, index), float(schedule.sigmas[index + 1])
         denoised = denoised_from_noise_pred(noise_pred, latents, schedule, index)
-        derivative = (latents.astype(np.float64) - denoised) / sigma
-        after = latents + derivative * (sigma_next - sigma)
+        # latents + (latents - denoised) / sigma * (sigma_next - sigma)
+        kept = sigma_next / sigma
+        after = weighted_sum((kept, latents), (1 - kept, denoised))
         return SolverStep(latents=after.astype(np.float32), denoised=denoised, state=state)

@@ -8,7 +8,8 @@ import numpy as np
 
 from triptych.sampling.noise import NoiseStream
 from triptych.sampling.schedule import Schedule, denoised_from_noise_pred, sigma_at
-from triptych.sampling.solvers.base import SolverState, SolverStep, weighted_sum
+from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.weighted_sum import weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 

@@ -15,7 +15,8 @@ from triptych.sampling.schedule import (
     preserved_levels,
     sigma_at,
 )
-from triptych.sampling.solvers.base import SolverState, SolverStep, weighted_sum
+from triptych.sampling.solvers.base import SolverState, SolverStep
+from triptych.sampling.weighted_sum import weighted_sum
 from triptych.types import Array, Latents, NoisePred
 
 
