@@ -52,7 +52,7 @@ class EulerSolver:
         """
         sigma, sigma_next = sigma_at(schedule, index), float(schedule.sigmas[index + 1])
         denoised = denoised_from_noise_pred(noise_pred, latents, schedule, index)
-        # latents + (latents - denoised) / sigma * (sigma_next - sigma)
+        # Along (latents - denoised) / sigma for sigma_next - sigma, brought to one factor each.
         kept = sigma_next / sigma
         after = weighted_sum((kept, latents), (1 - kept, denoised))
         return SolverStep(latents=after.astype(np.float32), denoised=denoised, state=state)
