@@ -57,7 +57,7 @@ def open_partial(output: Path) -> Iterator[Path]:
 def find_writers(output: Path) -> tuple[str, ...]:
     """The names of those who write into a dataset just now, as far as locks can tell."""
     names = []
-    for path in sorted((output / PARTIAL_FOLDER).glob("*.lock")):
+    for path in _lock_paths(output):
         with contextlib.suppress(OSError), path.open("rb+") as lock:  # removed meanwhile
             if _try_lock(lock) == "elsewhere":
                 names.append(path.stem)
@@ -66,7 +66,7 @@ def find_writers(output: Path) -> tuple[str, ...]:
 
 def remove_leftovers(output: Path) -> None:
     """Remove the unfinished files of writers of this machine that are dead."""
-    for path in (output / PARTIAL_FOLDER).glob("*.lock"):
+    for path in _lock_paths(output):
         found = _NAME.fullmatch(path.stem)
         if found is not None and found["machine"] == _machine():
             with contextlib.suppress(OSError):  # its writer, or somebody like us, has removed it
@@ -105,6 +105,14 @@ def _forget(lock: BinaryIO, path: Path) -> None:
     lock.close()
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def _lock_paths(output: Path) -> list[Path]:
+    """Everybody's; none where the folder is gone, which may be at any moment."""
+    try:
+        return sorted(p for p in (output / PARTIAL_FOLDER).iterdir() if p.suffix == ".lock")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _lock_path(folder: Path) -> Path:

@@ -23,7 +23,7 @@ def writing_to(output: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename2 or error.filename or output
         raise OutputError(
-            f"{where}: got {error.strerror or error!r}, want to write there. "
+            f"{where}: got {error.strerror or error}, want to write there. "
             f"{_advice(error.errno, output)} The pictures in {output} are whole and are kept: "
             "give the same command again, and it makes those that are missing."
         ) from error
