@@ -9,6 +9,7 @@ from triptych.errors import (
     CheckFailedError,
     MissingDependencyError,
     NonFiniteError,
+    OutputError,
     TensorMismatchError,
     TriptychError,
     UsageError,
@@ -27,7 +28,13 @@ CLASSES = tuple(family(TriptychError))
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_class_has_the_exit_code_of_its_branch(kind: type[TriptychError]) -> None:
-    codes = {UsageError: 2, BrokenInputError: 3, CheckFailedError: 1, BackendError: 4}
+    codes = {
+        UsageError: 2,
+        BrokenInputError: 3,
+        CheckFailedError: 1,
+        BackendError: 4,
+        OutputError: 4,
+    }
     branch = [code for root, code in codes.items() if root in kind.__mro__]
     expected = branch[0] if branch else 1
     assert kind.exit_code == expected

@@ -12,8 +12,9 @@ TriptychError
 │   ├── NonFiniteError            NaN or infinity came out of a component
 │   ├── BlankPictureError         a decoded picture is of one colour
 │   └── VerificationError         an exported component disagrees with PyTorch
-└── BackendError               4  an engine is missing, or could not run
-    └── MissingDependencyError    an optional package is not installed
+├── BackendError               4  an engine is missing, or could not run
+│   └── MissingDependencyError    an optional package is not installed
+└── OutputError                4  what was made could not be written
 """
 
 from typing import ClassVar
@@ -131,3 +132,9 @@ class MissingDependencyError(BackendError):
         self.package = package
         self.extra = extra
         super().__init__(f"{package} is not installed. Run: pip install 'triptych[{extra}]'")
+
+
+class OutputError(TriptychError):
+    """What was made could not be written: a full disk, a quota, a folder without permission."""
+
+    exit_code: ClassVar[int] = 4
