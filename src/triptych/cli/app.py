@@ -12,6 +12,7 @@ from triptych.cli.demo import demo
 from triptych.cli.doctor import doctor
 from triptych.cli.encode import encode
 from triptych.cli.export import export
+from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
@@ -25,7 +26,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help"]},
 )
-for command in (export, encode, sample, schedulers, check, inspect, doctor, tiny_checkpoint, demo):
+for command in (
+    export,
+    encode,
+    sample,
+    generate,
+    schedulers,
+    check,
+    inspect,
+    doctor,
+    tiny_checkpoint,
+    demo,
+):
     app.command()(command)
 
 
