@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Protocol, TypeAlias, final
+from typing import Protocol, TypeAlias, final, runtime_checkable
 
 from triptych.errors import BackendError, TriptychError
 from triptych.workflows.generation.painter import Painted, PaintJob, open_painter
@@ -21,6 +21,7 @@ Group: TypeAlias = tuple[Work, ...]
 _JOIN_SECONDS = 10.0
 
 
+@runtime_checkable
 class PaintReporter(Protocol):
     """Told of work that is done, and by which worker, from 0."""
 
