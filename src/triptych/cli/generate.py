@@ -100,6 +100,14 @@ def generate(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes, with a model each.")
     ] = 1,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--executor",
+            help="Where the workers are: on this machine, or on the Ray cluster that RAY_ADDRESS "
+            "names or that runs here.",
+        ),
+    ] = "local",
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     compute_units: ComputeUnitsOption = None,
@@ -177,6 +185,7 @@ def generate(
         quality=quality,
         saved_by=decoder,
         num_workers=workers,
+        executor=executor,
         runtime=runtime,
         runtime_settings=RuntimeSettings(
             device=chosen_device(device, compute_units),

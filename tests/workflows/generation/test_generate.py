@@ -1,6 +1,7 @@
 """Whole datasets from a tiny bundle: made at once, in parts, killed and taken up again."""
 
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -313,6 +314,56 @@ def test_a_model_that_gives_one_colour_ends_the_run(
         with pytest.raises(BlankPictureError, match="one colour"):
             make(request(spoilt, prompts, tmp_path / "dataset", num_workers=num_workers))
     assert tree(tmp_path / "dataset") == {}
+
+
+# A cluster: a real one on this machine, in a process of its own
+
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or sys.platform != "linux",
+    reason="needs Ray, and finds its actors in /proc",
+)
+PROGRAM = Path(__file__).with_name("ray_cluster.py")
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Ray keeps a token in the home folder, and reports its use unless it is told not to."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    return {**os.environ, **quiet, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+@needs_ray
+def test_a_worker_is_killed_and_the_dataset_is_whole(
+    onnx_folder: Path, prompts: Path, tmp_path: Path, undisturbed: Mapping[str, str]
+) -> None:
+    output = tmp_path / "dataset"
+    ended = subprocess.run(
+        [sys.executable, PROGRAM, onnx_folder, prompts, output],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    killed, pictures, workers = (int(word) for word in ended.stdout.split()[-3:])
+    assert (killed, workers) == (1, 2)
+    assert pictures == 80
+    assert tree(output) == undisturbed
+
+
+@needs_ray
+def test_no_cluster(onnx_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        command(onnx_folder, prompts, tmp_path / "dataset", "--executor", "ray"),
+        env={**environment(tmp_path), "RAY_TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 4
+    assert "got no cluster, want one" in ended.stderr
 
 
 # Other settings

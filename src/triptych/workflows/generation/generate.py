@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import final
+from typing import Literal, TypeAlias, final
 
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.layouts import MANIFEST_NAME
@@ -25,6 +25,7 @@ from triptych.workflows.generation.painter import PaintJob, SavedBy
 from triptych.workflows.generation.pictures import DEFAULT_QUALITY, check_quality
 from triptych.workflows.generation.plan import Plan, PlanRequest, plan_dataset
 from triptych.workflows.generation.queries import read_queries
+from triptych.workflows.generation.ray_executor import paint_on_ray
 from triptych.workflows.generation.settings_lock import (
     check_settings_lock,
     lock_settings,
@@ -32,6 +33,9 @@ from triptych.workflows.generation.settings_lock import (
 )
 from triptych.workflows.generation.writer import WriterSettings
 from triptych.workflows.runtime_choice import choose_runtime
+
+ExecutorName: TypeAlias = Literal["local", "ray"]
+"""Where the work is done."""
 
 NO_PROMPTS = Prompts(prompt=("",))
 """Stands in the settings of a dataset, whose prompts are the units'."""
@@ -53,7 +57,8 @@ class GenerateRequest:
         prompts_key: where prompts are; None looks for them.
         quality: of jpg, 1 to 100.
         saved_by: what makes pictures of latents.
-        num_workers: processes, of one model each.
+        num_workers: processes, or actors, of one model each.
+        executor: local: processes of this machine. ray: actors of a Ray cluster.
         runtime: the engine; None takes the one that reads the bundle's format.
         runtime_settings: device, precision, threads.
         variant: the weight variant, for a checkpoint.
@@ -72,6 +77,7 @@ class GenerateRequest:
     quality: int = DEFAULT_QUALITY
     saved_by: SavedBy = "vae"
     num_workers: int = 1
+    executor: ExecutorName = "local"
     runtime: str | None = None
     runtime_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     variant: str | None = None
@@ -159,7 +165,9 @@ def generate(generation: Generation, *, report: PaintReporter) -> None:
         open_bundle(request.bundle, variant=request.variant).check_files()
     lock_settings(request.output, generation.locked, overwrite=request.overwrite)
     remove(generation.plan.stale_caches)
-    if request.num_workers == 1 or len(work) < 2:
+    if request.executor == "ray":
+        paint_on_ray(generation.job, work, num_workers=request.num_workers, report=report)
+    elif request.num_workers == 1 or len(work) < 2:
         paint_here(generation.job, work, report=report)
     else:
         paint_in_processes(generation.job, work, num_workers=request.num_workers, report=report)
@@ -208,6 +216,7 @@ def _locked_settings(
         "negative_prompt": request.negative_prompt,
         "seed_rule": request.pictures.seed_rule,
         "base_seed": request.pictures.base_seed,
+        "images_per_prompt": request.pictures.images_per_prompt,
         "format": request.pictures.picture_format,
         "quality": request.quality if request.pictures.picture_format == "jpg" else None,
         "saved_by": request.saved_by,
