@@ -3,6 +3,7 @@ import io
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -83,13 +84,19 @@ def test_records_are_on_the_disk_when_append_returns(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_threads_take_turns(tmp_path: Path) -> None:
+def test_threads_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = LedgerWriter(tmp_path / "ledger" / "a.jsonl", durable=False)
+
+    def write_in_two(stream: io.FileIO, content: bytes) -> None:
+        stream.write(content[:20])
+        time.sleep(0.001)
+        stream.write(content[20:])
 
     def append(first: int) -> None:
         for number in range(first, first + 50):
             writer.append([record(number)])
 
+    monkeypatch.setattr(ledger_module, "_write_all", write_in_two)
     threads = [threading.Thread(target=append, args=(first,)) for first in (0, 50, 100, 150)]
     for thread in threads:
         thread.start()
@@ -169,6 +176,7 @@ def read(output: Path, content: bytes) -> Ledger:
     return read_ledgers(output)
 
 
+@pytest.mark.slow
 def test_cut_off_at_any_byte_it_has_the_whole_records(tmp_path: Path, content: bytes) -> None:
     for length in range(len(content)):
         ledger = read(tmp_path, content[:length])

@@ -195,6 +195,7 @@ def test_a_record_whose_picture_never_came_into_place_does_no_harm(complete: Pat
     )
     ledger.close()
     assert plan_of(complete).work == ()
+    assert plan_of(complete, fingerprint="g").reasons == {"damaged": 1, "other settings": 14}
 
 
 def test_a_cut_off_ledger_is_counted_and_its_pictures_made_anew(complete: Path) -> None:

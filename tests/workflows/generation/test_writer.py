@@ -1,28 +1,38 @@
 import errno
 import hashlib
 import io
+import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
 from triptych.errors import OutputError, TensorMismatchError, UsageError
 from triptych.types import Array
+from triptych.workflows.generation import writer as writer_module
 from triptych.workflows.generation.ledger import read_ledgers
 from triptych.workflows.generation.shards import WHOLE, Shard
 from triptych.workflows.generation.units import Unit
 from triptych.workflows.generation.writer import Picture, WriterSettings, open_writer
 
 PROCESS = Path(__file__).with_name("writer_process.py")
+PACKAGE = str(Path(writer_module.__file__).parent)
 STEPS = (1, 4, 8)
 
 
@@ -246,6 +256,73 @@ def test_a_folder_in_the_place_of_a_picture_is_told(
         writer.save(pictures(units[0], pixels, 1))
 
 
+# Kills
+
+
+def killed_at_line(number: int, make: Callable[[], None]) -> bool:
+    """Call `make` in a copy of this process that is killed before so many lines of code.
+
+    Lines of this package count, and those of pathlib that change files. False where there were
+    not so many.
+    """
+    left = number
+    changes = {
+        method.__code__
+        for method in (Path.mkdir, Path.open, Path.replace, Path.unlink, Path.write_bytes)
+    }
+
+    def count_line(frame: FrameType, event: str, _: object) -> "TraceFunction | None":
+        nonlocal left
+        code = frame.f_code
+        if code not in changes and not code.co_filename.startswith(PACKAGE):
+            return None
+        left -= event == "line"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count_line
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which the copy does not have
+        child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        sys.settrace(count_line)
+        make()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        return False
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies itself to be killed")
+def test_killed_before_any_line_every_file_is_whole_and_recorded(
+    tmp_path: Path, units: tuple[Unit, ...], pixels: Array
+) -> None:
+    settings = WriterSettings(fingerprint="f", runtime="none", picture_format="png")
+
+    def make() -> None:
+        with open_writer(output, settings, shard=WHOLE) as writer:
+            writer.save(pictures(units[0], pixels, 1, 4))
+
+    output = tmp_path / "0"
+    make()  # imports what it needs
+    counts = []
+    for number in itertools.count(1):
+        output = tmp_path / str(number)
+        if not killed_at_line(number, make):
+            break
+        check_whole(output)
+        counts.append(len(tree(output)))
+        if number % 20 == 0:
+            make()
+            assert not (output / ".partial").exists()
+    assert counts == sorted(counts)
+    assert set(counts) == {0, 1, 2}
+
+
 # Other processes
 
 
@@ -350,7 +427,7 @@ def test_killed_at_twenty_moments_the_tree_is_that_of_an_undisturbed_run(
     moments = np.random.default_rng().uniform(0, 0.12, size=20)
     sizes = [0]
     for moment in moments:
-        process = start(tmp_path, 40, seconds=0.01)
+        process = start(tmp_path, 40, seconds=0.005)
         deadline = time.monotonic() + 60
         while process.poll() is None and not is_writing(process, tmp_path):
             assert time.monotonic() < deadline

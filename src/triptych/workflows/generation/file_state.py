@@ -1,6 +1,5 @@
 """Whether a picture's file is what is asked for, by its content and its records."""
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -32,7 +31,7 @@ def find_reason(
         hashes: read the file; otherwise only its size is looked at.
     """
     try:
-        status = path.stat()
+        size_bytes = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError:
@@ -43,9 +42,9 @@ def find_reason(
     hashes_wanted = {
         record.sha256
         for record, difference in zip(records, differences, strict=True)
-        if difference is None and record.size_bytes == status.st_size
+        if difference is None and record.size_bytes == size_bytes
     }
-    if not hashes_wanted or not stat.S_ISREG(status.st_mode):
+    if not hashes_wanted:
         return "damaged"
     return None if not hashes or _sha256_or_none(path) in hashes_wanted else "damaged"
 

@@ -18,7 +18,7 @@ SETTINGS_FILE = "generation.json"
 
 SCHEMA_VERSION = 1
 
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 _FIRST_INEXACT = 2**53
 _READS = 10
 
