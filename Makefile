@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types layers fmt changelog sizes bench-sampler ci clean
+.PHONY: demo test lint types layers fmt changelog sizes bench-sampler bench-generate ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
@@ -37,6 +37,10 @@ sizes:
 # What the sampler costs beside the engine, step by step.
 bench-sampler: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampler_step.py
+
+# What making a dataset spares, and costs.
+bench-generate: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generate.py
 
 ci: lint types layers test
 

@@ -1,5 +1,6 @@
 """Every command in the README runs, in order, as a reader would type it."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -52,6 +53,26 @@ def test_the_guide_s_commands_run_as_written(onnx_folder: Path, tmp_path: Path) 
         assert name == "triptych"
         _run(["-m", "triptych.cli", *arguments], tmp_path)
     assert (tmp_path / "steered" / "step_03.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_dataset_guide_s_commands_run_as_written(onnx_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "OUT").mkdir()
+    (tmp_path / "OUT" / "onnx").symlink_to(onnx_folder)
+    queries = [{"reference_img_id": 123456, "multi_gpt-3.5_opt": ["a cat", "a dog"]}]
+    (tmp_path / "test1.json").write_text(json.dumps(queries), encoding="utf-8")
+    page = GUIDE.with_name("datasets.md")
+    commands = [line for block in _blocks("bash", page=page) for line in block.splitlines()]
+    assert len(commands) == 8
+    for command in commands:
+        _run(["-m", "triptych.cli", *shlex.split(command)[1:]], tmp_path)
+        if "--clean" not in command and "--dry-run" not in command and "generate" in command:
+            made = tmp_path / "output" / "proxy_images_sdxl_step8" / "combined"
+            assert (made / "combined_123456_1.jpg").is_file()
+    smoke = tmp_path / "test_output" / "sdxl_multistep"
+    assert (smoke / "step_01.png").is_file()
+    assert (smoke / "final.png").read_bytes() == (smoke / "step_32.png").read_bytes()
+    assert not list((tmp_path / "output").glob("proxy*"))
 
 
 def test_the_readme_s_make_targets_exist() -> None:
