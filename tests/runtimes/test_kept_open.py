@@ -39,7 +39,7 @@ def test_each_component_is_opened_once(onnx_bundle: Bundle, opened: list[str]) -
             prepared = prepare(onnx_bundle, runtime, settings)
             finals += [event.latents.copy() for event in denoise(onnx_bundle, runtime, prepared)]
     assert opened == ["text_encoder", "text_encoder_2", "unet"]
-    np.testing.assert_array_equal(*finals)
+    np.testing.assert_array_equal(finals[0], finals[1])
 
 
 def test_another_output_is_another_session(onnx_bundle: Bundle, opened: list[str]) -> None:
