@@ -201,6 +201,11 @@ def generate(
         generation = plan_generation(request)
     for warning in generation.plan.warnings:
         note(f"note: {warning}")
+    if strangers := generation.plan.strangers:
+        note(
+            f"note: {len(strangers)} files that are no pictures of this dataset, such as "
+            f"{strangers[0]}: readers take them for pictures, remove them"
+        )
     if dry_run:
         _show_plan(generation, json=json)
         return
