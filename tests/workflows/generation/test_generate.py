@@ -158,6 +158,23 @@ def test_two_workers_make_what_one_makes(
     assert tree(tmp_path / "dataset") == undisturbed
 
 
+def test_every_image_of_a_prompt_is_saved(onnx_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    wish = request(
+        onnx_folder,
+        prompts,
+        tmp_path / "dataset",
+        num_prompts=1,
+        images_per_prompt=3,
+        save_steps=(6,),
+        shard=Shard(index=1, count=40),
+    )
+    make(wish)
+    found = tree(tmp_path / "dataset")
+    combined = "proxy_images_sdxl_step6/combined"
+    assert list(found) == [f"{combined}/combined_1001_{n}.jpg" for n in range(3)]
+    assert len(set(found.values())) == 3
+
+
 def test_linear_previews_instead_of_pictures(
     onnx_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
