@@ -215,28 +215,44 @@ def watched(output: Path) -> Iterator[list[str]]:
         thread.join()
 
 
+def wait_for_files(output: Path, *, count: int, process: "subprocess.Popen[str]") -> None:
+    """Until so many files are there, or the process has ended."""
+    while process.poll() is None and len(pictures(output)) < count:
+        time.sleep(0.002)
+
+
+def pictures(output: Path) -> list[Path]:
+    return list(output.glob("proxy_images_sdxl_step*/combined/*"))
+
+
 def test_killed_twenty_times_and_taken_up_again(
     onnx_folder: Path, prompts: Path, tmp_path: Path, undisturbed: Mapping[str, str]
 ) -> None:
     output = tmp_path / "dataset"
     moments = np.random.default_rng(0)
-    counts: list[int] = []
+    counts = [0]
     with watched(output) as broken:
-        for _ in range(20):
+        for attempt in range(20):
             process = subprocess.Popen(
                 command(onnx_folder, prompts, output), stderr=subprocess.PIPE, text=True
             )
-            # From the start of the process on, so that imports and planning are hit, too.
-            time.sleep(moments.uniform(0.5, 4.0))
+            if attempt % 5:  # at work: a few files on, and a moment into the next
+                more = int(moments.integers(1, 6))
+                wait_for_files(output, count=counts[-1] + more, process=process)
+                time.sleep(moments.uniform(0, 0.05))
+            else:  # while it starts, plans and opens its model
+                time.sleep(moments.uniform(0, 2))
             process.kill()
             _, errors = process.communicate()
+            assert process.returncode == -signal.SIGKILL
             assert "Traceback" not in errors
-            counts.append(len(tree(output)))
+            counts.append(len(pictures(output)))
         ended = subprocess.run(command(onnx_folder, prompts, output), check=False)
     assert ended.returncode == 0
     assert not broken
     assert counts == sorted(counts)
-    assert len(set(counts)) > 3  # kills fell into the work, not only before and after it
+    assert len(set(counts)) > 10
+    assert counts[-1] < len(undisturbed)
     assert tree(output) == undisturbed
     assert not list((output / ".partial").glob("*/*.jpg"))
     recorded = read_ledgers(output).by_path
