@@ -14,9 +14,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 from triptych.runtimes.base import RuntimeSettings
@@ -36,6 +36,21 @@ SAVED = (1, 4, 8, 16, 32)
 ROUNDS = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What making a dataset took.
+
+    Attributes:
+        seconds: all of it, with opening the model.
+        sampling: of the median picture's run, without opening the model or writing files.
+        evaluations: of the U-Net.
+    """
+
+    seconds: float
+    sampling: float
+    evaluations: int
+
+
 class Bench:
     """Makes datasets of one bundle in a scratch folder."""
 
@@ -46,7 +61,7 @@ class Bench:
         self._folder = folder
         self._count = 0
 
-    def seconds(
+    def make(
         self,
         *,
         steps: int,
@@ -56,8 +71,8 @@ class Bench:
         size_px: int = 128,
         saved_by: str = "vae",
         on_picture: Callable[[], None] = lambda: None,
-    ) -> tuple[float, int]:
-        """Wall seconds of making a dataset, and the U-Net's evaluations in it."""
+    ) -> Made:
+        """Make a dataset."""
         self._count += 1
         prompts = self._folder / f"{self._count}.jsonl"
         lines = [
@@ -80,36 +95,37 @@ class Bench:
         if saved_by == "linear":
             request = replace(request, saved_by="linear")
         evaluations = 0
+        sampling: list[float] = []
 
         def report(painted: Painted, *, worker: int) -> None:
             nonlocal evaluations
             del worker
             evaluations += painted.num_steps
+            sampling.append(painted.seconds)
             on_picture()
 
         generation = plan_generation(request)
         begun = time.perf_counter()
         generate(generation, report=report)
-        return time.perf_counter() - begun, evaluations
+        seconds = time.perf_counter() - begun
+        return Made(seconds=seconds, sampling=median(sampling), evaluations=evaluations)
 
 
 def saves(bench: Bench) -> dict[str, float]:
-    """One run against one for each length, per picture; sessions are opened by each."""
-    together, apart, rounds = [], [], 8
-    evaluations: dict[str, int] = {}
-    for _ in range(ROUNDS):
-        seconds, count = bench.seconds(steps=32, saved=SAVED, num_pictures=rounds)
-        together.append(seconds)
-        evaluations["together"] = count // rounds
-        runs = [bench.seconds(steps=step, saved=(step,), num_pictures=rounds) for step in SAVED]
-        apart.append(sum(seconds for seconds, _ in runs))
-        evaluations["apart"] = sum(count for _, count in runs) // rounds
+    """One run against one for each length; all of the time, and the sampler's alone."""
+    num_pictures = 8
+    together = [bench.make(steps=32, saved=SAVED, num_pictures=num_pictures) for _ in range(ROUNDS)]
+    apart = [
+        [bench.make(steps=step, saved=(step,), num_pictures=num_pictures) for step in SAVED]
+        for _ in range(ROUNDS)
+    ]
+    seconds = min(sum(one.seconds for one in runs) for runs in apart)
+    sampling = min(sum(one.sampling for one in runs) for runs in apart)
     return {
-        "evaluations_together": evaluations["together"],
-        "evaluations_apart": evaluations["apart"],
-        "seconds_together": min(together),
-        "seconds_apart": min(apart),
-        "times_fewer_seconds": min(apart) / min(together),
+        "evaluations_together": together[0].evaluations / num_pictures,
+        "evaluations_apart": sum(one.evaluations for one in apart[0]) / num_pictures,
+        "times_fewer_seconds": seconds / min(one.seconds for one in together),
+        "times_fewer_sampling": sampling / min(one.sampling for one in together),
     }
 
 
@@ -122,8 +138,8 @@ def overhead(bench: Bench) -> dict[str, float]:
             ("linear", SAVED, "linear"),
             ("vae", SAVED, "vae"),
         ):
-            seconds, _ = bench.seconds(steps=32, saved=saved, num_pictures=8, saved_by=saved_by)
-            found[name].append(seconds)
+            made = bench.make(steps=32, saved=saved, num_pictures=8, saved_by=saved_by)
+            found[name].append(made.seconds)
     none = min(found["none"])
     return {
         "linear_over_none": min(found["linear"]) / none,
@@ -136,7 +152,7 @@ def workers(bench: Bench) -> dict[str, float]:
     return {
         f"pictures_an_hour_{count}": 3600
         * 60
-        / bench.seconds(steps=16, saved=(4, 16), num_pictures=60, num_workers=count)[0]
+        / bench.make(steps=16, saved=(4, 16), num_pictures=60, num_workers=count).seconds
         for count in (1, 2)
     }
 
@@ -144,7 +160,7 @@ def workers(bench: Bench) -> dict[str, float]:
 def memory(bench: Bench, *, num_pictures: int) -> dict[str, float]:
     """Resident megabytes after each picture."""
     sizes: list[float] = []
-    bench.seconds(
+    bench.make(
         steps=2,
         saved=(1, 2),
         num_pictures=num_pictures,
