@@ -4,7 +4,7 @@ The same checkpoint, prompt and seed, in float32 on the CPU: once through PyTorc
 sampler differs, and once through the exported graphs on ONNX Runtime.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Required, TypedDict
@@ -15,17 +15,17 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
-from triptych.bundle.bundle import Artifact, Bundle
+from triptych.bundle.bundle import Bundle
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
-from triptych.runtimes.base import Execution, Probe, Runtime, Session
+from triptych.runtimes.base import Runtime
+from triptych.runtimes.kept_open import kept_open
 from triptych.sampling.callbacks import SamplingRun, StepCallback
 from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.pipeline import denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
-from triptych.tensors import TensorSpec
-from triptych.types import Array, FormatName, Latents, TensorMap
+from triptych.types import Array, Latents
 
 # diffusers' set_timesteps gives a torch tensor to numpy.array, whose protocol torch follows in its
 # older form.
@@ -124,64 +124,23 @@ CASES: Mapping[str, Case] = {
 }
 
 
-class KeptOpen:
-    """A runtime that opens each component once for this module, whoever closes it."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._sessions: dict[str, Session] = {}
-        self.name: str = runtime.name
-        self.formats: tuple[FormatName, ...] = runtime.formats
-
-    def open(self, artifact: Artifact) -> "Lent":
-        name = artifact.spec.name
-        if name not in self._sessions:
-            self._sessions[name] = self._runtime.open(artifact)
-        return Lent(self._sessions[name])
-
-    def probe(self) -> Probe:
-        return self._runtime.probe()
-
-
-class Lent:
-    """A session whose close is left to its owner."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.inputs: tuple[TensorSpec, ...] = session.inputs
-        self.outputs: tuple[TensorSpec, ...] = session.outputs
-        self.execution: Execution = session.execution
-
-    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
-        return self._session.run(feed, outputs)
-
-    def close(self) -> None:
-        pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     bundle: Bundle
-    runtime: KeptOpen
+    runtime: Runtime
     limit: float
 
 
 @pytest.fixture(scope="module")
-def pytorch(checkpoint_bundle: Bundle) -> Engine:
-    return Engine(
-        bundle=checkpoint_bundle,
-        runtime=KeptOpen(make_runtime("pytorch")),
-        limit=LIMITS["pytorch"],
-    )
+def pytorch(checkpoint_bundle: Bundle) -> Iterator[Engine]:
+    with kept_open(make_runtime("pytorch")) as runtime:
+        yield Engine(bundle=checkpoint_bundle, runtime=runtime, limit=LIMITS["pytorch"])
 
 
 @pytest.fixture(scope="module")
-def onnxruntime(onnx_bundle: Bundle) -> Engine:
-    return Engine(
-        bundle=onnx_bundle,
-        runtime=KeptOpen(make_runtime("onnxruntime")),
-        limit=LIMITS["onnxruntime"],
-    )
+def onnxruntime(onnx_bundle: Bundle) -> Iterator[Engine]:
+    with kept_open(make_runtime("onnxruntime")) as runtime:
+        yield Engine(bundle=onnx_bundle, runtime=runtime, limit=LIMITS["onnxruntime"])
 
 
 @pytest.fixture(params=LIMITS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from triptych.errors import UsageError
-from triptych.sampling.noise import gaussian_noise, initial_noise
+from triptych.sampling.noise import NoiseStream, draw_noise, gaussian_noise
 
 
 def test_known_values() -> None:
@@ -51,13 +51,13 @@ def test_seed_outside_torchs_range(seed: int) -> None:
 
 
 def test_one_seed_draws_the_whole_batch() -> None:
-    noise = initial_noise(shape=(2, 4, 8, 8), seeds=[3])
+    noise = draw_noise(NoiseStream(seeds=(3,)), (2, 4, 8, 8))[0]
     np.testing.assert_array_equal(noise, gaussian_noise((2, 4, 8, 8), seed=3))
     assert not np.array_equal(noise[0], noise[1])
 
 
 def test_one_seed_an_image_draws_each_alone() -> None:
-    noise = initial_noise(shape=(3, 4, 5, 3), seeds=[3, 4, 3])
+    noise = draw_noise(NoiseStream(seeds=(3, 4, 3)), (3, 4, 5, 3))[0]
     assert noise.shape == (3, 4, 5, 3)
     for image, seed in zip(noise, (3, 4, 3), strict=True):
         np.testing.assert_array_equal(image[None], gaussian_noise((1, 4, 5, 3), seed=seed))
@@ -66,4 +66,4 @@ def test_one_seed_an_image_draws_each_alone() -> None:
 @pytest.mark.parametrize(("batch", "seeds"), [(1, []), (0, []), (1, [1, 2]), (3, [1, 2])])
 def test_other_numbers_of_seeds(batch: int, seeds: list[int]) -> None:
     with pytest.raises(UsageError, match=f"{len(seeds)} seeds for {batch} images"):
-        initial_noise(shape=(batch, 4, 2, 2), seeds=seeds)
+        draw_noise(NoiseStream(seeds=tuple(seeds)), (batch, 4, 2, 2))[0]

@@ -15,7 +15,7 @@ from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime
 from triptych.sampling.loop import StepEvent
 from triptych.sampling.micro_conditioning import MicroConditioning
-from triptych.sampling.noise import initial_noise
+from triptych.sampling.noise import NoiseStream, draw_noise
 from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
@@ -70,14 +70,18 @@ def test_noise_is_the_seeds(onnx_bundle: Bundle, runtime: Runtime) -> None:
     one_seed = prepare(onnx_bundle, runtime, settings(prompts=two, seeds=(7,)))
     two_seeds = prepare(onnx_bundle, runtime, settings(prompts=two, seeds=(7, 8)))
     shape = (2, 4, 8, 5)
-    np.testing.assert_array_equal(one_seed.start.noise, initial_noise(shape=shape, seeds=[7]))
-    np.testing.assert_array_equal(two_seeds.start.noise, initial_noise(shape=shape, seeds=[7, 8]))
+    np.testing.assert_array_equal(
+        one_seed.start.noise, draw_noise(NoiseStream(seeds=(7,)), shape)[0]
+    )
+    np.testing.assert_array_equal(
+        two_seeds.start.noise, draw_noise(NoiseStream(seeds=(7, 8)), shape)[0]
+    )
 
 
 def test_given_noise_is_the_seeds_when_it_is_the_seeds_noise(
     onnx_bundle: Bundle, runtime: Runtime
 ) -> None:
-    noise = initial_noise(shape=(1, 4, 8, 5), seeds=[3])
+    noise = draw_noise(NoiseStream(seeds=(3,)), (1, 4, 8, 5))[0]
     _, seeded = run(onnx_bundle, runtime, settings(seeds=(3,)))
     _, given = run(onnx_bundle, runtime, settings(noise=noise, seeds=(99,)))
     np.testing.assert_array_equal(given[-1].latents, seeded[-1].latents)

@@ -16,7 +16,7 @@ from triptych.errors import BlankPictureError, BrokenInputError, BundleError, Us
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.callbacks import SamplingRun
 from triptych.sampling.loop import StepEvent
-from triptych.sampling.noise import initial_noise
+from triptych.sampling.noise import NoiseStream, draw_noise
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.settings import Settings
@@ -163,7 +163,7 @@ def test_latents_hold_the_noise_the_saved_steps_and_the_end(
     tensors = load_file(output / "latents.safetensors")
     assert set(tensors) == {"noise", "step_01", "final"}
     shape = (1, 4, 8, 9)
-    np.testing.assert_array_equal(tensors["noise"], initial_noise(shape=shape, seeds=[7]))
+    np.testing.assert_array_equal(tensors["noise"], draw_noise(NoiseStream(seeds=(7,)), shape)[0])
     np.testing.assert_array_equal(tensors["step_01"], seen[0])
     np.testing.assert_array_equal(tensors["final"], seen[-1])
     assert len(seen) == STEPS  # the run goes on to its end, whatever is saved

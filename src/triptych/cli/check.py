@@ -16,7 +16,7 @@ from triptych.cli.options import (
     RuntimeOption,
     ThreadsOption,
     VariantOption,
-    chosen_device,
+    runtime_settings,
 )
 from triptych.errors import BackendError
 
@@ -55,15 +55,15 @@ def check(
     Exit codes: 0 everything passed, 1 a check failed or did not run, 3 the two cannot be
     compared, 4 an engine is missing.
     """
-    from triptych.runtimes.base import RuntimeSettings
     from triptych.workflows.check import CheckRequest, check_bundle
 
     request = CheckRequest(
         bundle=bundle,
         reference=reference,
         runtime=runtime,
-        runtime_settings=RuntimeSettings(
-            device=chosen_device(device, compute_units),
+        runtime_settings=runtime_settings(
+            device=device,
+            compute_units=compute_units,
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,

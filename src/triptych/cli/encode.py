@@ -19,8 +19,8 @@ from triptych.cli.options import (
     RuntimeOption,
     ThreadsOption,
     VariantOption,
-    chosen_device,
     one_for_each,
+    runtime_settings,
 )
 
 
@@ -52,7 +52,6 @@ def encode(
 
     Its tensors have diffusers' names: prompt_embeds, pooled_prompt_embeds and both negative ones.
     """
-    from triptych.runtimes.base import RuntimeSettings
     from triptych.sampling.prompt_encoding import Prompts
     from triptych.workflows.encode import EncodeRequest, encode_to_file
 
@@ -68,8 +67,9 @@ def encode(
             clip_skip=clip_skip,
         ),
         runtime=runtime,
-        runtime_settings=RuntimeSettings(
-            device=chosen_device(device, compute_units),
+        runtime_settings=runtime_settings(
+            device=device,
+            compute_units=compute_units,
             precision=precision,
             num_threads=num_threads,
         ),

@@ -17,7 +17,7 @@ from triptych.cli.options import (
     RuntimeOption,
     ThreadsOption,
     VariantOption,
-    chosen_device,
+    runtime_settings,
 )
 from triptych.cli.sample_options import (
     GuidanceRescaleOption,
@@ -139,7 +139,6 @@ def generate(
     Pictures are OUTPUT/proxy_images_sdxl_step8/combined/combined_ID_0.jpg and so on. Give the same
     command again after whatever has ended it: only what is missing or damaged is made.
     """
-    from triptych.runtimes.base import RuntimeSettings
     from triptych.sampling.settings import Settings
     from triptych.workflows.generation.generate import (
         NO_PROMPTS,
@@ -187,8 +186,9 @@ def generate(
         num_workers=workers,
         executor=executor,
         runtime=runtime,
-        runtime_settings=RuntimeSettings(
-            device=chosen_device(device, compute_units),
+        runtime_settings=runtime_settings(
+            device=device,
+            compute_units=compute_units,
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,

@@ -1,11 +1,14 @@
 """Options that several commands share, so that one word means one thing everywhere."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from triptych.errors import UsageError
+
+if TYPE_CHECKING:
+    from triptych.runtimes.base import RuntimeSettings
 
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -109,12 +112,26 @@ def one_for_each(texts: list[str] | None, count: int) -> tuple[str, ...] | None:
     return tuple(texts) * count if len(texts) == 1 else tuple(texts)
 
 
-def chosen_device(device: str | None, compute_units: str | None) -> str | None:
-    """The device by either of its names.
+def runtime_settings(
+    *,
+    device: str | None,
+    compute_units: str | None,
+    precision: Literal["fp32", "fp16", "bf16"] | None,
+    num_threads: int | None,
+    cache_dir: Path | None = None,
+) -> "RuntimeSettings":
+    """What an engine is told; the device by either of its names.
 
     Raises:
-        UsageError: both were given.
+        UsageError: the device was given by both.
     """
+    from triptych.runtimes.base import RuntimeSettings
+
     if device is not None and compute_units is not None:
         raise UsageError("device: got --device and --compute-units, want one of them.")
-    return device or compute_units
+    return RuntimeSettings(
+        device=device or compute_units,
+        precision=precision,
+        num_threads=num_threads,
+        cache_dir=cache_dir,
+    )

@@ -20,8 +20,8 @@ from triptych.cli.options import (
     RuntimeOption,
     ThreadsOption,
     VariantOption,
-    chosen_device,
     one_for_each,
+    runtime_settings,
 )
 from triptych.cli.sample_options import (
     AestheticScoreOption,
@@ -190,7 +190,6 @@ def sample(
     Writes step_01.png ... for the saved steps, final.png with the pixels of the last of them,
     latents.safetensors, and run.json with everything needed to repeat the run.
     """
-    from triptych.runtimes.base import RuntimeSettings
     from triptych.sampling.micro_conditioning import MicroConditioning
     from triptych.sampling.settings import Settings
     from triptych.workflows.noise_file import read_noise
@@ -264,8 +263,9 @@ def sample(
         previews=previews,
         preview_of=preview_of,
         runtime=runtime,
-        runtime_settings=RuntimeSettings(
-            device=chosen_device(device, compute_units),
+        runtime_settings=runtime_settings(
+            device=device,
+            compute_units=compute_units,
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,

@@ -20,8 +20,8 @@ from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import split_halves
 from triptych.sampling.image_start import ImageStart
 from triptych.sampling.inpaint import unet_sample
-from triptych.sampling.loop import StepEvent
 from triptych.sampling.noise import gaussian_noise
+from triptych.sampling.observers import Recorder
 from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SamplerMaker, read_sampler
@@ -146,7 +146,10 @@ def record(
     report("reference: text encoders")
     prepared = prepare(bundle, runtime, settings, make_sampler=make_sampler)
     report("reference: denoising")
-    events = [_copied(event) for event in denoise(bundle, runtime, prepared)]
+    recorder = Recorder()
+    for event in denoise(bundle, runtime, prepared):
+        recorder(event)
+    events = recorder.events
     latents = (prepared.start.latents, *(event.latents for event in events))
     report("reference: decoding")
     image = decode(bundle, runtime, {"final": latents[-1]})["final"]
@@ -241,17 +244,3 @@ def _unet_feed(sample: Array, timestep: float, conditioning: Conditioning) -> di
         "text_embeds": conditioning.text_embeds,
         "time_ids": conditioning.time_ids,
     }
-
-
-def _copied(event: StepEvent) -> StepEvent:
-    """Events own no arrays beyond their step; keep what they show."""
-    return StepEvent(
-        index=event.index,
-        num_inference_steps=event.num_inference_steps,
-        timestep=event.timestep,
-        sigma=event.sigma,
-        sigma_next=event.sigma_next,
-        latents=event.latents.copy(),
-        noise_pred=event.noise_pred.copy(),
-        denoised=event.denoised.copy(),
-    )

@@ -6,14 +6,14 @@ here, without torch. Scaling it to a noise level is the schedule's business, not
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
 
 from triptych.errors import UsageError
-from triptych.types import Array, Latents
+from triptych.types import Array
 
 _BLOCK = 16
 """Values PyTorch fills together; a shorter tensor is drawn value by value."""
@@ -138,20 +138,6 @@ def gaussian_noise(shape: tuple[int, ...], *, seed: int) -> Array:
         Same numbers as torch: tests/reference/test_noise_against_torch.py.
     """
     return draw_noise(NoiseStream(seeds=(seed,)), shape)[0]
-
-
-def initial_noise(*, shape: tuple[int, int, int, int], seeds: Sequence[int]) -> Latents:
-    """Unscaled first latents, as a diffusers pipeline draws them from its generators.
-
-    Args:
-        shape: batch, channels, height and width of the latents.
-        seeds: one seed draws the whole batch at once; one seed an image draws each image as if
-            it were alone.
-
-    Raises:
-        UsageError: neither one seed nor one seed an image, or a seed outside torch's range.
-    """
-    return draw_noise(NoiseStream(seeds=tuple(seeds)), shape)[0]
 
 
 def _drawn(

@@ -110,11 +110,15 @@ def handed_over(stage: Stage, event: StepEvent) -> Settings:
     return replace(stage.settings, start=start, noise_stream=event.noise_stream)
 
 
-def _stage(bundle: Bundle, runtime: Runtime, settings: Settings, *, first_step: int) -> Stage:
-    """A stage whose steps are counted.
+def count_steps(bundle: Bundle, settings: Settings) -> int:
+    """The steps of a run, with its settings checked.
 
     Some schedulers evaluate the U-Net more often than they are asked for steps, and a picture to
     start from leaves fewer.
+
+    Raises:
+        UsageError: settings that cannot be.
+        ScheduleError: the scheduler config cannot be followed.
     """
     check_settings(bundle, settings)
     picture_size(bundle, settings)
@@ -123,8 +127,11 @@ def _stage(bundle: Bundle, runtime: Runtime, settings: Settings, *, first_step: 
         settings.scheduler,
         num_inference_steps=settings.num_inference_steps,
     )
-    count = chosen_part(settings, sampler.schedule).num_steps
-    steps = range(first_step, first_step + count)
+    return chosen_part(settings, sampler.schedule).num_steps
+
+
+def _stage(bundle: Bundle, runtime: Runtime, settings: Settings, *, first_step: int) -> Stage:
+    steps = range(first_step, first_step + count_steps(bundle, settings))
     return Stage(bundle=bundle, runtime=runtime, settings=settings, steps=steps)
 
 

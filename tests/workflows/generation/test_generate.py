@@ -22,6 +22,7 @@ from PIL import Image
 
 from triptych.errors import BackendError, BlankPictureError, OutputError, UsageError
 from triptych.runtimes.base import RuntimeSettings
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.settings import Settings
 from triptych.workflows.generation.generate import (
     NO_PROMPTS,
@@ -32,6 +33,7 @@ from triptych.workflows.generation.generate import (
 from triptych.workflows.generation.ledger import read_ledgers
 from triptych.workflows.generation.painter import Painted
 from triptych.workflows.generation.plan import PlanRequest
+from triptych.workflows.generation.settings_lock import lock_settings
 from triptych.workflows.generation.shards import Shard
 
 pytestmark = pytest.mark.slow
@@ -424,11 +426,33 @@ def test_other_settings_are_refused_until_they_are_meant(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"guidance_interval": (0.0, 0.5)}, r"guidance_interval: got \[0,0.5\], want \[0,1\]"),
+        ({"guidance_mode": "split"}, "guidance_mode"),
+        ({"guidance_rescale": 0.5}, "guidance_rescale"),
+        ({"sizes": MicroConditioning(crop=(8, 8))}, "micro_conditioning.crop"),
+        ({"height_px": 72}, "height_px: got 72, want 64"),
+    ],
+)
+def test_every_setting_that_changes_pictures_is_locked(
+    changes: dict[str, object], told: str, onnx_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    wish = request(onnx_folder, prompts, tmp_path)
+    lock_settings(tmp_path, plan_generation(wish).locked)
+    other = replace(wish, settings=replace(wish.settings, **changes))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=told):
+        plan_generation(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
         ({"num_workers": 0}, "want at least 1"),
         ({"save_steps": (1, 7)}, "got 7, want 1 to 6"),
         ({"quality": 0}, "want 1 to 100"),
         ({"settings": Settings(prompts=NO_PROMPTS, height_px=63)}, "multiple of 8"),
-        ({"settings": Settings(prompts=NO_PROMPTS, num_images_per_prompt=0)}, "at least 1"),
+        ({"settings": Settings(prompts=NO_PROMPTS, num_images_per_prompt=2)}, "one run from noise"),
+        ({"settings": Settings(prompts=NO_PROMPTS, denoising_end=0.5)}, "got denoising_end"),
+        ({"settings": Settings(prompts=NO_PROMPTS, guidance_rescale=2.0)}, "want 0 to 1"),
     ],
 )
 def test_wishes_that_cannot_be(

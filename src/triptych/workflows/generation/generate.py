@@ -13,8 +13,7 @@ from triptych.bundle.store import file_sha256
 from triptych.errors import UsageError
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.prompt_encoding import Prompts
-from triptych.sampling.settings import Settings, check_settings, chosen_part, picture_size
-from triptych.workflows.diffusers_schedulers import read_any_sampler
+from triptych.sampling.settings import Settings, picture_size
 from triptych.workflows.generation.clean import remove
 from triptych.workflows.generation.local_executor import (
     PaintReporter,
@@ -33,12 +32,22 @@ from triptych.workflows.generation.settings_lock import (
 )
 from triptych.workflows.generation.writer import WriterSettings
 from triptych.workflows.runtime_choice import choose_runtime
+from triptych.workflows.stages import count_steps
 
 ExecutorName: TypeAlias = Literal["local", "ray"]
 """Where the work is done."""
 
 NO_PROMPTS = Prompts(prompt=("",))
 """Stands in the settings of a dataset, whose prompts are the units'."""
+
+_NOT_OF_A_DATASET = (
+    "num_images_per_prompt",
+    "noise",
+    "noise_stream",
+    "start",
+    "denoising_start",
+    "denoising_end",
+)
 
 
 @final
@@ -123,7 +132,7 @@ def plan_generation(request: GenerateRequest) -> Generation:
         prompts=NO_PROMPTS,
         num_inference_steps=request.pictures.max_inference_steps,
     )
-    _check_steps(bundle, settings)
+    _check_settings(bundle, settings)
     locked = _locked_settings(request, bundle, settings, runtime_name=runtime.name)
     if not request.overwrite:
         check_settings_lock(request.output, locked)
@@ -173,20 +182,20 @@ def generate(generation: Generation, *, report: PaintReporter) -> None:
         paint_in_processes(generation.job, work, num_workers=request.num_workers, report=report)
 
 
-def _check_steps(bundle: Bundle, settings: Settings) -> None:
-    """Refuse settings that no run could have, and schedulers of more evaluations than steps.
+def _check_settings(bundle: Bundle, settings: Settings) -> None:
+    """Refuse settings that no run could have, and those that a dataset has in another way.
 
     Raises:
-        UsageError: as said.
+        UsageError: as said, and schedulers of more evaluations than steps.
     """
-    check_settings(bundle, settings)
-    picture_size(bundle, settings)
-    sampler = read_any_sampler(
-        bundle.folder / "scheduler" / "scheduler_config.json",
-        settings.scheduler,
-        num_inference_steps=settings.num_inference_steps,
-    )
-    count = chosen_part(settings, sampler.schedule).num_steps
+    plain = Settings(prompts=NO_PROMPTS)
+    for name in _NOT_OF_A_DATASET:
+        if getattr(settings, name) is not getattr(plain, name):
+            raise UsageError(
+                f"settings: got {name}, want none: a picture of a dataset is one run from noise, "
+                "and which there are follows from the prompts."
+            )
+    count = count_steps(bundle, settings)
     if count != settings.num_inference_steps:
         raise UsageError(
             f"scheduler: got one that takes {count} evaluations for "
@@ -210,7 +219,11 @@ def _locked_settings(
         "scheduler": asdict(settings.scheduler),
         "max_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
+        "guidance_mode": settings.guidance_mode,
         "guidance_rescale": settings.guidance_rescale,
+        "guidance_interval": settings.guidance_interval,
+        "guidance_schedule": settings.guidance_schedule,
+        "micro_conditioning": asdict(settings.sizes),
         "height_px": height_px,
         "width_px": width_px,
         "negative_prompt": request.negative_prompt,

@@ -144,7 +144,8 @@ class Painter:
             if num_steps == work.num_steps:
                 break
         seconds = time.perf_counter() - begun
-        self._pending.append(self._decoder.submit(self._save, work, latents, seconds))
+        done = Painted(work=work, num_steps=num_steps, seconds=seconds)
+        self._pending.append(self._decoder.submit(self._saved, done, latents))
         return tuple(self._finished(at_most=_DECODING_AHEAD))
 
     def finish(self) -> tuple[Painted, ...]:
@@ -173,15 +174,16 @@ class Painter:
             self._encoded = (prompt, embeddings_from_encoded(encoded))
         return self._encoded[1]
 
-    def _save(self, work: Work, latents: Mapping[int, Latents], seconds: float) -> Painted:
+    def _saved(self, done: Painted, latents: Mapping[int, Latents]) -> Painted:
         """Decode and write; a picture at a time, so that its bytes do not depend on the others."""
+        unit, seconds = done.work.unit, done.seconds
         self._writer.save(
             [
-                Picture(unit=work.unit, step=step, pixels=self._pixels(kept)[0], seconds=seconds)
+                Picture(unit=unit, step=step, pixels=self._pixels(kept)[0], seconds=seconds)
                 for step, kept in latents.items()
             ]
         )
-        return Painted(work=work, num_steps=work.num_steps, seconds=seconds)
+        return done
 
     def _pixels(self, latents: Latents) -> ImagePixels:
         if self._job.saved_by == "linear":
