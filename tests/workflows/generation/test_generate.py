@@ -426,7 +426,7 @@ def test_other_settings_are_refused_until_they_are_meant(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"guidance_interval": (0.0, 0.5)}, r"guidance_interval: got \[0,0.5\], want \[0,1\]"),
+        ({"guidance_interval": (0.0, 0.5)}, r"guidance_interval: got \[0, 0.5\], want \[0, 1\]"),
         ({"guidance_mode": "split"}, "guidance_mode"),
         ({"guidance_rescale": 0.5}, "guidance_rescale"),
         ({"sizes": MicroConditioning(crop=(8, 8))}, "micro_conditioning.crop"),
