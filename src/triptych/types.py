@@ -41,8 +41,9 @@ DeploymentTarget: TypeAlias = Literal["macOS13", "macOS14", "macOS15", "iOS16", 
 PaletteBits: TypeAlias = Literal[1, 2, 4, 6, 8]
 """Bits of the index into a Core ML palette."""
 
-Verdict: TypeAlias = Literal["passed", "failed", "not_run"]
-"""The outcome of a check. A check that did not run has not passed."""
+Verdict: TypeAlias = Literal["passed", "warned", "failed", "not_run"]
+"""The outcome of a check. warned: passed, but further off than it should be. A check that did not
+run has not passed."""
 
 InputIds: TypeAlias = Int64[np.ndarray, "batch tokens"]
 """CLIP token ids, padded to the encoder's 77 positions."""
