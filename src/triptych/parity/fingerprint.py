@@ -29,6 +29,9 @@ _VARIABLES = re.compile(
 )
 """Environment variables that engines read to decide how they compute."""
 
+_PLACES = re.compile(r"HOME|PATH|DIR|CACHE|FILE")
+"""Variables that say where things are, which changes no number and is nobody's business."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,9 @@ def take_fingerprint() -> Fingerprint:
         triptych=triptych.__version__,
         packages=_versions(),
         environment={
-            name: value for name, value in sorted(os.environ.items()) if _VARIABLES.match(name)
+            name: value
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.match(name) and not _PLACES.search(name)
         },
     )
 
