@@ -7,6 +7,8 @@ TriptychError
 ├── BrokenInputError           3  what was given cannot be read or compared
 │   ├── CheckpointError           a checkpoint that is incomplete, unsafe or not SDXL
 │   ├── BundleError               a bundle that is incomplete, corrupt or not one of ours
+│   ├── GoldenError               a golden recording that is incomplete or corrupt
+│   ├── IncomparableError         two runs whose schedules, tokens or noise differ
 │   └── TensorMismatchError       a tensor of another name, shape or dtype than its spec
 ├── CheckFailedError           1  it ran, and the numbers are wrong
 │   ├── NonFiniteError            NaN or infinity came out of a component
@@ -56,6 +58,25 @@ class CheckpointError(BrokenInputError):
 
 class BundleError(BrokenInputError):
     """A bundle that is incomplete or corrupt."""
+
+
+class GoldenError(BrokenInputError):
+    """A golden recording that is incomplete or corrupt."""
+
+
+class IncomparableError(BrokenInputError):
+    """Two runs that share no ground: their schedules, tokens, noise or models differ.
+
+    Attributes:
+        differences: one text each.
+    """
+
+    def __init__(self, *, candidate: str, reference: str, differences: tuple[str, ...]) -> None:
+        self.differences = differences
+        super().__init__(
+            f"{candidate}: cannot be compared with {reference}. They differ in "
+            f"{'; '.join(differences)}."
+        )
 
 
 class TensorMismatchError(BrokenInputError):

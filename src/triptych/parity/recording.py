@@ -1,11 +1,12 @@
 """The reference's side of a check: what was fed, what came out, and the path of one run.
 
-Recording and checking are apart, so that the reference runs once and its networks are gone
-before a candidate's are opened.
+Recording and checking are apart, so that the reference runs once, here or on another machine, and
+its networks are gone before a candidate's are opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TypeAlias, final
 
 import numpy as np
@@ -14,19 +15,32 @@ from triptych.bundle.bundle import Bundle
 from triptych.models.feeds import Case, component_cases, smooth_picture, unet_feed
 from triptych.models.prompts import PROMPTS, prompt_ids
 from triptych.models.sdxl import SdxlConfig
+from triptych.parity.fingerprint import Fingerprint, take_fingerprint
+from triptych.parity.floors import Floor
+from triptych.parity.preconditions import Fact, find_preconditions
 from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.conditioning import Conditioning
+from triptych.sampling.decode import pixels_from_image, unscale_latents
 from triptych.sampling.guidance import split_halves
 from triptych.sampling.image_start import ImageStart
-from triptych.sampling.inpaint import unet_sample
-from triptych.sampling.noise import gaussian_noise
+from triptych.sampling.inpaint import Inpaint, unet_sample
+from triptych.sampling.noise import NoiseStream, gaussian_noise
 from triptych.sampling.observers import Recorder
 from triptych.sampling.pipeline import Prepared, decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SamplerMaker, read_sampler
 from triptych.sampling.settings import Settings
-from triptych.types import Array, ComponentName, ImageFloats, Latents, NoisePred, TensorMap
+from triptych.types import (
+    Array,
+    ComponentName,
+    ImageFloats,
+    ImagePixels,
+    Latents,
+    NoisePred,
+    Precision,
+    TensorMap,
+)
 
 StageReporter: TypeAlias = Callable[[str], None]
 """Told what a recording or a check is doing now, in words for people."""
@@ -53,28 +67,75 @@ class RecordedCase:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """Everything a candidate is compared with.
+    """Everything a candidate is compared with. Values only: no network, no file, no weights.
 
     Attributes:
-        prepared: settings, schedule, noise and conditioning of the run.
+        settings: what was asked for.
+        preconditions: what was really used, to be found equal before numbers are compared.
+        noise: the unit noise that the run started from.
+        noise_stream: where the generators stood after it.
+        conditioning: what the U-Net was told.
+        inpaint: what a run with a mask keeps to; None for others.
         cases: component runs.
         latents: before each step and after the last: num_inference_steps + 1 of them.
         noise_preds: guided predictions, one a step.
         image: the run's picture as floats.
-        execution: what the reference ran on.
+        pictures: of some steps and of the last, for people.
+        precision: the arithmetic of the reference.
+        execution: what its U-Net ran on.
+        fingerprint: of the machine.
+        created: ISO 8601, UTC.
+        floors: what lower precisions cost in PyTorch, where that was measured.
     """
 
-    prepared: Prepared
+    settings: Settings
+    preconditions: Mapping[str, Fact]
+    noise: Latents
+    noise_stream: NoiseStream
+    conditioning: Conditioning
+    inpaint: Inpaint | None
     cases: tuple[RecordedCase, ...]
     latents: tuple[Latents, ...]
     noise_preds: tuple[NoisePred, ...]
     image: ImageFloats
+    pictures: Mapping[int, ImagePixels]
+    precision: Precision
     execution: Execution
+    fingerprint: Fingerprint
+    created: str
+    floors: tuple[Floor, ...] = ()
+
+    @property
+    def candidate_settings(self) -> Settings:
+        """The same run for a candidate, from the noise itself: a seed is only a promise.
+
+        Where a picture is encoded first, generators draw for that too, and the seeds are kept.
+        """
+        start = self.settings.start
+        if start is not None and start.image is not None:
+            return self.settings
+        return replace(self.settings, noise=self.noise, noise_stream=self.noise_stream)
 
 
 BuiltFor: TypeAlias = Mapping[ComponentName, Mapping[str, int]]
 """The batch, height and width that a candidate's components were built for, in latent cells; empty
 for those that take every size."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingOptions:
+    """How much is recorded.
+
+    Attributes:
+        built_for: components are recorded at these sizes alone.
+        pictures: decode some steps' pictures too, for people to look at.
+        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
+    """
+
+    built_for: BuiltFor = field(default_factory=dict)
+    pictures: bool = False
+    make_sampler: SamplerMaker = read_sampler
 
 
 def default_settings(
@@ -121,13 +182,17 @@ def _picture_start(config: SdxlConfig, size_px: tuple[int, int] | None) -> Image
     return ImageStart(latents=gaussian_noise(shape, seed=1), strength=0.5)
 
 
+def picture_steps(num_steps: int) -> tuple[int, ...]:
+    """Steps whose pictures are worth looking at: the first, a quarter, half, and the last."""
+    return tuple(sorted({1, max(1, num_steps // 4), max(1, num_steps // 2), num_steps}))
+
+
 def record(
     bundle: Bundle,
     runtime: Runtime,
     settings: Settings,
     *,
-    built_for: BuiltFor | None = None,
-    make_sampler: SamplerMaker = read_sampler,
+    options: RecordingOptions | None = None,
     report: StageReporter,
 ) -> Recording:
     """Run the reference once: the trajectory, then every component on realistic feeds.
@@ -136,47 +201,68 @@ def record(
         bundle: the reference, most often a checkpoint.
         runtime: the engine it runs on.
         settings: the run.
-        built_for: components are recorded at these sizes alone.
-        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
+        options: how much is recorded.
         report: told the stages.
 
     Raises:
         NonFiniteError: the reference itself gives NaN or infinity.
     """
+    wanted = options or RecordingOptions()
     report("reference: text encoders")
-    prepared = prepare(bundle, runtime, settings, make_sampler=make_sampler)
+    prepared = prepare(bundle, runtime, settings, make_sampler=wanted.make_sampler)
     report("reference: denoising")
-    recorder = Recorder()
-    for event in denoise(bundle, runtime, prepared):
+    recorder, executions = Recorder(), list[Execution]()
+    for event in denoise(bundle, runtime, prepared, on_open=executions.append):
         recorder(event)
-    events = recorder.events
-    latents = (prepared.start.latents, *(event.latents for event in events))
+    latents = (prepared.start.latents, *(event.latents for event in recorder.events))
     report("reference: decoding")
-    image = decode(bundle, runtime, {"final": latents[-1]})["final"]
-    cases: list[RecordedCase] = []
-    execution = next(iter(prepared.executions.values()))
+    steps = picture_steps(len(latents) - 1) if wanted.pictures else (len(latents) - 1,)
+    images = decode(bundle, runtime, {str(step): latents[step] for step in steps})
+    cases = tuple(_recorded_cases(bundle, runtime, prepared, latents, wanted.built_for, report))
+    (execution,) = executions
+    return Recording(
+        settings=settings,
+        preconditions=find_preconditions(bundle, prepared),
+        noise=prepared.start.noise,
+        noise_stream=prepared.start.noise_stream,
+        conditioning=prepared.conditioning,
+        inpaint=prepared.start.inpaint,
+        cases=cases,
+        latents=latents,
+        noise_preds=tuple(event.noise_pred for event in recorder.events),
+        image=images[str(steps[-1])],
+        pictures={step: pixels_from_image(images[str(step)]) for step in steps},
+        precision=_precision(execution),
+        execution=execution,
+        fingerprint=take_fingerprint(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _precision(execution: Execution) -> Precision:
+    """A reference says what it computes in."""
+    precision: Precision = execution.precision  # type: ignore[assignment]  # PyTorch's are ours
+    return precision
+
+
+def _recorded_cases(
+    bundle: Bundle,
+    runtime: Runtime,
+    prepared: Prepared,
+    latents: Sequence[Latents],
+    built_for: BuiltFor,
+    report: StageReporter,
+) -> Iterator[RecordedCase]:
     for component in bundle.config.components:
         report(f"reference: {component}")
-        axes = (built_for or {}).get(component, {})
         with open_session(runtime, bundle, component) as session:
-            cases.extend(
-                RecordedCase(
+            for case in _cases(component, bundle, prepared, latents, built_for.get(component, {})):
+                yield RecordedCase(
                     component=component,
                     name=case.name,
                     feed=case.feed,
                     outputs=session.run(case.feed),
                 )
-                for case in _cases(component, bundle, prepared, latents, axes)
-            )
-            execution = session.execution if component == "unet" else execution
-    return Recording(
-        prepared=prepared,
-        cases=tuple(cases),
-        latents=latents,
-        noise_preds=tuple(event.noise_pred for event in events),
-        image=image,
-        execution=execution,
-    )
 
 
 def _cases(
@@ -192,9 +278,14 @@ def _cases(
         return
     input_ids = prompt_ids(bundle.folder, component)
     yield from component_cases(component, config, input_ids=input_ids, fixed_axes=fixed_axes)
+    # At the run's size too: the only one of a graph of fixed shapes.
     if component == "vae_decoder":
-        unscaled = latents[-1] / np.float32(config.scaling_factor)
-        yield Case(name="the run's latents", feed={"latents": unscaled})
+        yield Case(
+            name="the run's latents", feed={"latents": unscale_latents(latents[-1], config)}
+        )
+    if component == "vae_encoder" and "height" not in fixed_axes:
+        picture = smooth_picture(prepared.height_px, prepared.width_px)
+        yield Case(name="the run's size", feed={"image": picture})
     if component == "preview_decoder":
         for name, shown in (("first", latents[0]), ("last", latents[-1])):
             yield Case(name=f"the run's {name} latents", feed={"latents": shown})

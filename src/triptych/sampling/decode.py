@@ -17,7 +17,7 @@ def decode_latents(vae_decoder: Network, latents: Latents, *, config: SdxlConfig
     Source: diffusers pipeline_stable_diffusion_xl.py, the end of __call__: latents are divided
     by the VAE's scaling_factor, 0.13025 for SDXL, or denormalised where its config says how.
     """
-    unscaled = _unscale(latents, config)
+    unscaled = unscale_latents(latents, config)
     pictures = [
         vae_decoder.run({"latents": unscaled[row : row + 1]})["image"]
         for row in range(len(unscaled))
@@ -52,7 +52,8 @@ def pixels_from_image(image: ImageFloats) -> ImagePixels:
     return pixels
 
 
-def _unscale(latents: Latents, config: SdxlConfig) -> Latents:
+def unscale_latents(latents: Latents, config: SdxlConfig) -> Latents:
+    """What the VAE decoder takes: the inverse of `scale_latents`."""
     if config.latents_mean is None or config.latents_std is None:
         unscaled: Latents = latents / np.float32(config.scaling_factor)
         return unscaled
