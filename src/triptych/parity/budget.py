@@ -77,9 +77,7 @@ class Budget:
         return None
 
 
-def accepted(
-    budget: Budget, rows: Mapping[str, Iterable[Row]], fingerprint: Fingerprint
-) -> Budget:
+def accepted(budget: Budget, rows: Mapping[str, Iterable[Row]], fingerprint: Fingerprint) -> Budget:
     """The budget with what was measured; entries about other rows stay.
 
     Rows that are held to a measured floor, and those that were not finite, are left out: a budget

@@ -1,56 +1,113 @@
-"""The candidate's side of a check: every component, then the trajectory twice, then the picture."""
+"""The candidate's side of a check: every stage in its order, on values and without a framework."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BackendError, NonFiniteError
-from triptych.parity.compare import compare, passes
-from triptych.parity.limits import COMPONENT_REL_L2, TRAJECTORY_REL_L2, coarsest, guided_limit
+from triptych.errors import BackendError, BlankPictureError, NonFiniteError
+from triptych.parity.budget import Budget
+from triptych.parity.candidate import Candidate
+from triptych.parity.compare import compare
+from triptych.parity.components import (
+    ComponentEvidence,
+    component_evidence,
+    contract_rows,
+    not_run_row,
+)
+from triptych.parity.floors import FloorTable
+from triptych.parity.gates import Gates, judged
+from triptych.parity.hints import find_hints
+from triptych.parity.image_metrics import image_psnr_db, ssim
+from triptych.parity.preconditions import check_preconditions, find_preconditions
 from triptych.parity.recording import Recording, StageReporter
-from triptych.parity.report import ParityReport, Row, Stage
+from triptych.parity.report import (
+    STAGES,
+    CandidateReport,
+    Row,
+    Stage,
+    overall,
+    with_comparison,
+)
+from triptych.parity.trajectory import (
+    Path,
+    free_path,
+    free_running_rows,
+    self_state_predictions,
+    self_state_rows,
+    stopped_rows,
+    teacher_forced_path,
+    teacher_forced_rows,
+)
 from triptych.runtimes.base import Execution, Runtime
-from triptych.runtimes.checked import open_session
-from triptych.sampling.guidance import predict_noise
-from triptych.sampling.inpaint import unet_sample
-from triptych.sampling.pipeline import decode, denoise, prepare
-from triptych.sampling.schedulers import SamplerMaker, read_sampler
-from triptych.types import Array, ComponentName, Precision
+from triptych.sampling.decode import check_not_blank, pixels_from_image
+from triptych.sampling.pipeline import Prepared, decode, prepare
+from triptych.types import ComponentName, ImageFloats, ImagePixels, Latents
+
+_RUN_STAGES: tuple[tuple[Stage, ComponentName], ...] = (
+    ("teacher_forced", "unet"),
+    ("free_running", "unet"),
+    ("image", "vae_decoder"),
+)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """What is checked.
+class Limits:
+    """What decides a verdict beside what was measured.
 
     Attributes:
-        bundle: its artifacts.
-        runtime: the engine that runs them.
-        precisions: the arithmetic each component declares, which sets its limit.
-        make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
+        floors: what a precision costs in PyTorch.
+        budget: what somebody accepted.
     """
 
-    bundle: Bundle
-    runtime: Runtime
-    precisions: Mapping[ComponentName, Precision]
-    make_sampler: SamplerMaker = read_sampler
+    floors: FloorTable = field(default_factory=FloorTable)
+    budget: Budget = field(default_factory=Budget)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has every component that the run of a check needs."""
-        config = self.bundle.config
-        unused = {"preview_decoder"} if config.is_inpainting else {"preview_decoder", "vae_encoder"}
-        return set(config.components) - unused <= set(self.bundle.artifacts)
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """How much is looked at.
+
+    Attributes:
+        limits: what rows are held to.
+        reference: the reference itself, to run it on the candidate's latents; None does not.
+        reference_runtime: what it runs on.
+        reference_name: for messages.
+        pictures: decode the pictures of some steps.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    reference: Bundle | None = None
+    reference_runtime: Runtime | None = None
+    reference_name: str = "the reference"
+    pictures: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A candidate's report, and what is looked at beside it.
+
+    Attributes:
+        report: the evidence and its verdict.
+        last_latents: of its run; None where it did not come to its end.
+        pictures: by step.
+    """
+
+    report: CandidateReport
+    last_latents: Latents | None = None
+    pictures: Mapping[int, ImagePixels] = field(default_factory=dict)
 
 
 def check(
     recording: Recording,
     candidate: Candidate,
     *,
-    problems: Mapping[ComponentName, tuple[str, ...]] | None = None,
+    options: CheckOptions | None = None,
     report: StageReporter,
-) -> ParityReport:
+) -> Checked:
     """Compare a candidate with a recording.
 
     A component that gives NaN or infinity, or that its engine cannot run at some size, fails that
@@ -59,247 +116,227 @@ def check(
     Args:
         recording: the reference.
         candidate: what is checked.
-        problems: why other clients could not run a component, where that was looked into.
+        options: how much is looked at, and what it is held to.
         report: told the stages.
 
     Raises:
+        IncomparableError: the two runs share no ground.
         BundleError: an artifact cannot be read.
         BackendError: the engine is missing.
     """
-    executions: dict[ComponentName, Execution] = {}
-    rows: list[Row] = []
-    for component in candidate.bundle.config.components:
-        report(f"candidate: {component}")
-        if problems is not None and component in problems:
-            rows.extend(_contract_rows(component, candidate, problems[component]))
-        rows.extend(_component_rows(recording, candidate, component, executions))
-    report("candidate: trajectory")
-    rows.extend(_trajectory_rows(recording, candidate))
-    settings = recording.prepared.settings
-    return ParityReport(
-        reference=recording.execution,
-        candidates=executions,
-        settings={
-            "num_inference_steps": settings.num_inference_steps,
-            "guidance_scale": settings.guidance_scale,
-            "height_px": recording.prepared.height_px,
-            "width_px": recording.prepared.width_px,
-            "seeds": list(settings.seeds),
-        },
-        rows=tuple(rows),
+    wanted = options or CheckOptions()
+    run = _Run(recording=recording, candidate=candidate, options=wanted, report=report)
+    prepared, ground = _prepared(run)
+    components = {name: _component(run, name) for name in candidate.bundle.config.components}
+    executions = {
+        name: found.execution for name, found in components.items() if found.execution is not None
+    }
+    rows = [row for found in components.values() for row in found.rows]
+    trajectory = _trajectory(run, prepared, executions)
+    gates = Gates(
+        runtime=candidate.runtime.name,
+        guidance_scale=recording.settings.guidance_scale,
+        floors=wanted.limits.floors,
+        budget=wanted.limits.budget,
+        self_difference={name: found.self_difference for name, found in components.items()},
+    )
+    evidence = candidate_report(
+        candidate, (*ground, *rows, *trajectory.rows), executions=executions, gates=gates
+    )
+    return Checked(
+        report=evidence, last_latents=trajectory.last_latents, pictures=trajectory.pictures
     )
 
 
-def unavailable_report(
-    candidate: Candidate, *, reason: str, problems: Mapping[ComponentName, tuple[str, ...]]
-) -> ParityReport:
-    """The report where the engine cannot run here: nothing but the files was looked at.
+def candidate_report(
+    candidate: Candidate,
+    rows: tuple[Row, ...],
+    *,
+    executions: Mapping[ComponentName, Execution],
+    gates: Gates,
+) -> CandidateReport:
+    """The verdicts of all rows, in the order of the stages, and what follows from them."""
+    ordered = sorted((judged(row, gates) for row in rows), key=_stage_number)
+    diverged = [row.step for row in ordered if _has_diverged(row)]
+    return CandidateReport(
+        runtime=candidate.runtime.name,
+        bundle=candidate.bundle.folder.name,
+        format=candidate.bundle.format,
+        executions=executions,
+        self_difference=gates.self_difference,
+        rows=tuple(ordered),
+        first_divergent_step=min((step for step in diverged if step is not None), default=None),
+        hints=find_hints(ordered),
+        verdict=overall(row.verdict for row in ordered),
+    )
 
-    Args:
-        candidate: what should have been checked.
-        reason: why its engine cannot run.
-        problems: as for `check`.
-    """
+
+def unavailable_report(candidate: Candidate, *, reason: str) -> CandidateReport:
+    """The report where the engine cannot run here: nothing but the files was looked at."""
     rows: list[Row] = []
     for component in candidate.bundle.artifacts:
-        if component in problems:
-            rows.extend(_contract_rows(component, candidate, problems[component]))
-        rows.append(_not_run("component", component, candidate, reason))
-    rows.extend(_trajectory_not_run(candidate, reason))
-    return ParityReport(
-        reference=None, candidates={}, settings={}, rows=tuple(rows), unavailable=reason
+        row = not_run_row(candidate, "component", component, reason)
+        rows.extend(contract_rows(row, candidate))
+        rows.append(row)
+    rows += [not_run_row(candidate, *about, reason) for about in _RUN_STAGES]
+    return CandidateReport(
+        runtime=candidate.runtime.name,
+        bundle=candidate.bundle.folder.name,
+        format=candidate.bundle.format,
+        rows=tuple(sorted(rows, key=_stage_number)),
+        unavailable=reason,
+        verdict=overall(row.verdict for row in rows),
     )
 
 
-def _contract_rows(
-    component: ComponentName, candidate: Candidate, problems: tuple[str, ...]
-) -> Iterator[Row]:
-    """Whether the format's own clients could run a component; one row for each obstacle."""
-    precision = candidate.precisions[component]
-    for problem in problems or ("",):
-        yield Row(
-            stage="contract",
-            component=component,
-            case=problem or "names, dtypes, shapes",
-            precision=precision,
-            limit=COMPONENT_REL_L2[precision],
-            comparison=None,
-            verdict="failed" if problem else "passed",
-            reason=problem,
-        )
+def _stage_number(row: Row) -> int:
+    return STAGES.index(row.stage)
 
 
-def _component_rows(
-    recording: Recording,
-    candidate: Candidate,
-    component: ComponentName,
-    executions: dict[ComponentName, Execution],
-) -> Iterator[Row]:
-    if component not in candidate.bundle.artifacts:
-        yield _not_run("component", component, candidate, "the bundle does not have it")
-        return
-    cases = [case for case in recording.cases if case.component == component]
-    if not cases:
-        yield _not_run("component", component, candidate, "the reference does not have it")
-        return
-    precision = candidate.precisions[component]
-    judge = _Judge(
-        stage="component",
-        component=component,
-        precision=precision,
-        limit=COMPONENT_REL_L2[precision],
-    )
-    with open_session(candidate.runtime, candidate.bundle, component) as session:
-        executions[component] = session.execution
-        yield from _precision_rows(judge, session.execution)
-        for case in cases:
-            try:
-                outputs = session.run(case.feed)
-            except (NonFiniteError, BackendError) as error:
-                yield judge.failed(case.name, str(error))
-                continue
-            for tensor, expected in case.outputs.items():
-                yield judge.compared(outputs[tensor], expected, tensor=tensor, case=case.name)
-
-
-def _precision_rows(judge: "_Judge", execution: Execution) -> Iterator[Row]:
-    """Whether the engine computed in what it was to; nothing where it does not say."""
-    declared, ran = execution.declared_precision, execution.precision
-    if declared is None:
-        return
-    case = f"declared {declared}, ran {ran}"
-    yield Row(
-        stage="precision",
-        component=judge.component,
-        case=case,
-        precision=judge.precision,
-        limit=judge.limit,
-        comparison=None,
-        verdict="passed" if ran == declared else "failed",
-        reason="" if ran == declared else case,
-    )
-
-
-def _trajectory_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
-    if not candidate.is_whole:
-        yield from _trajectory_not_run(candidate, "the bundle is not whole")
-        return
-    try:
-        yield from _teacher_forced_rows(recording, candidate)
-        yield from _free_running_rows(recording, candidate)
-    except NonFiniteError as error:
-        precision = coarsest(candidate.precisions.values())
-        limit = TRAJECTORY_REL_L2[precision]
-        judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
-        yield judge.failed("the whole run", str(error))
-
-
-def _trajectory_not_run(candidate: Candidate, reason: str) -> Iterator[Row]:
-    yield _not_run("teacher_forced", "unet", candidate, reason)
-    yield _not_run("free_running", "unet", candidate, reason)
-    yield _not_run("image", "vae_decoder", candidate, reason)
-
-
-def _teacher_forced_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
-    """The U-Net on the reference's own latents: its error alone, nothing inherited."""
-    prepared = recording.prepared
-    settings, schedule = prepared.settings, prepared.schedule
-    precision = candidate.precisions["unet"]
-    judge = _Judge(
-        stage="teacher_forced",
-        component="unet",
-        precision=precision,
-        limit=guided_limit(precision, settings.guidance_scale),
-    )
-    with open_session(candidate.runtime, candidate.bundle, "unet") as unet:
-        for index, expected in enumerate(recording.noise_preds):
-            position = prepared.part.first + index
-            actual = predict_noise(
-                unet,
-                unet_sample(recording.latents[index], schedule, position, prepared.start.inpaint),
-                timestep=float(schedule.timesteps[position]),
-                conditioning=prepared.conditioning,
-                guidance_scale=settings.guidance_scale,
-                mode=settings.guidance_mode,
-            )
-            case = f"t={schedule.timesteps[position]:g}"
-            yield judge.compared(actual, expected, tensor="noise_pred", case=case, step=index + 1)
-
-
-def _free_running_rows(recording: Recording, candidate: Candidate) -> Iterator[Row]:
-    """The candidate's own run from the same noise, and its picture."""
-    precision = coarsest(candidate.precisions.values())
-    limit = TRAJECTORY_REL_L2[precision]
-    judge = _Judge(stage="free_running", component="unet", precision=precision, limit=limit)
-    prepared = prepare(
-        candidate.bundle,
-        candidate.runtime,
-        recording.prepared.settings,
-        make_sampler=candidate.make_sampler,
-    )
-    latents = recording.prepared.start.latents
-    for event in denoise(candidate.bundle, candidate.runtime, prepared):
-        latents = event.latents.copy()
-        expected = recording.latents[event.index + 1]
-        case = f"t={event.timestep:g}"
-        yield judge.compared(latents, expected, tensor="latents", case=case, step=event.index + 1)
-    image = decode(candidate.bundle, candidate.runtime, {"final": latents})["final"]
-    picture = _Judge(stage="image", component="vae_decoder", precision=precision, limit=limit)
-    yield picture.compared(image, recording.image, tensor="image", case="the run's picture")
+def _has_diverged(row: Row) -> bool:
+    return row.stage == "free_running" and row.verdict == "failed"
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Judge:
-    """Turns comparisons of one kind into rows."""
+class _Run:
+    """What every stage is given."""
 
-    stage: Stage
-    component: ComponentName
-    precision: Precision
-    limit: float
+    recording: Recording
+    candidate: Candidate
+    options: CheckOptions
+    report: StageReporter
 
-    def compared(
-        self, actual: Array, expected: Array, *, tensor: str, case: str, step: int | None = None
-    ) -> Row:
-        found = compare(actual, expected, component=self.component, tensor=tensor)
-        ok = passes(found, rel_l2_limit=self.limit)
-        reason = "" if ok else f"relative L2 {found.rel_l2:.1e} is over {self.limit:.1e}"
-        if not (found.finite_actual and found.finite_expected):
-            reason = "got NaN or infinity"
-        return Row(
-            stage=self.stage,
-            component=self.component,
-            case=case,
-            step=step,
-            precision=self.precision,
-            limit=self.limit,
-            comparison=found,
-            verdict="passed" if ok else "failed",
-            reason=reason,
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trajectory:
+    rows: tuple[Row, ...] = ()
+    last_latents: Latents | None = None
+    pictures: Mapping[int, ImagePixels] = field(default_factory=dict)
+
+
+def _component(run: _Run, name: ComponentName) -> ComponentEvidence:
+    run.report(f"{run.candidate.runtime.name}: {name}")
+    return component_evidence(run.recording, run.candidate, name)
+
+
+def _prepared(run: _Run) -> tuple[Prepared | None, tuple[Row, ...]]:
+    """The candidate's run before its first step, once it is seen to be the reference's.
+
+    Text encoders that cannot run leave nothing to compare; the components' rows say so.
+    """
+    candidate, recording = run.candidate, run.recording
+    run.report(f"{candidate.runtime.name}: preconditions")
+    if not candidate.is_whole:
+        return None, ()
+    try:
+        prepared = prepare(
+            candidate.bundle,
+            candidate.runtime,
+            recording.candidate_settings,
+            make_sampler=candidate.make_sampler,
         )
-
-    def failed(self, case: str, reason: str) -> Row:
-        return Row(
-            stage=self.stage,
-            component=self.component,
-            case=case,
-            precision=self.precision,
-            limit=self.limit,
-            comparison=None,
-            verdict="failed",
-            reason=reason,
-        )
-
-
-def _not_run(stage: Stage, component: ComponentName, candidate: Candidate, reason: str) -> Row:
-    precision = candidate.precisions.get(component, "fp32")
-    return Row(
-        stage=stage,
-        component=component,
-        case="",
-        precision=precision,
-        limit=COMPONENT_REL_L2[precision],
-        comparison=None,
-        verdict="not_run",
-        reason=reason,
+    except (NonFiniteError, BackendError):
+        return None, ()
+    facts = find_preconditions(candidate.bundle, prepared)
+    check_preconditions(
+        facts,
+        recording.preconditions,
+        candidate=str(candidate.bundle.folder),
+        reference=run.options.reference_name,
     )
+    row = not_run_row(candidate, "precondition", "unet", "")
+    return prepared, (replace(row, case=f"{len(facts)} facts, exactly equal", verdict="passed"),)
+
+
+def _trajectory(
+    run: _Run, prepared: Prepared | None, executions: Mapping[ComponentName, Execution]
+) -> _Trajectory:
+    """L, F, on request S, and the picture."""
+    candidate, recording = run.candidate, run.recording
+    if prepared is None:
+        reason = "a text encoder failed" if candidate.is_whole else "the bundle is not whole"
+        return _Trajectory(
+            rows=tuple(not_run_row(candidate, *about, reason) for about in _RUN_STAGES)
+        )
+    ran = executions["unet"].precision if "unet" in executions else ""
+    run.report(f"{candidate.runtime.name}: teacher-forced steps")
+    forced = teacher_forced_path(recording, candidate, prepared)
+    run.report(f"{candidate.runtime.name}: its own run")
+    path = free_path(candidate, prepared)
+    rows = [
+        *stopped_rows(candidate, forced, run="teacher-forced"),
+        *stopped_rows(candidate, path, run="the candidate's own run"),
+        *teacher_forced_rows(recording, candidate, prepared, forced, ran=ran),
+        *free_running_rows(recording, candidate, prepared, path, additive=forced.latents, ran=ran),
+        *_self_state_rows(run, prepared, path, ran=ran),
+    ]
+    if path.stopped_by:
+        reason = f"the run stopped at step {len(path.noise_preds) + 1}"
+        return _Trajectory(rows=(*rows, not_run_row(candidate, "image", "vae_decoder", reason)))
+    image_rows, pictures = _pictures(run, path, ran=ran)
+    return _Trajectory(rows=(*rows, *image_rows), last_latents=path.latents[-1], pictures=pictures)
+
+
+def _self_state_rows(run: _Run, prepared: Prepared, path: Path, *, ran: str) -> Iterator[Row]:
+    options = run.options
+    if options.reference is None or options.reference_runtime is None:
+        return
+    run.report("reference: on the candidate's latents")
+    predictions = self_state_predictions(
+        run.recording,
+        path,
+        prepared,
+        reference=options.reference,
+        runtime=options.reference_runtime,
+    )
+    yield from self_state_rows(run.candidate, prepared, path, predictions, ran=ran)
+
+
+def _pictures(
+    run: _Run, path: Path, *, ran: str
+) -> tuple[tuple[Row, ...], Mapping[int, ImagePixels]]:
+    """The last picture, compared as floats; and the others, for people to look at."""
+    candidate, recording = run.candidate, run.recording
+    run.report(f"{candidate.runtime.name}: pictures")
+    last = len(path.latents) - 1
+    steps = sorted({*recording.pictures, last}) if run.options.pictures else [last]
+    about = replace(
+        not_run_row(candidate, "image", "vae_decoder", ""),
+        case="the run's picture",
+        step=last,
+        precision=candidate.run_precision,
+        ran=ran,
+    )
+    latents = {str(step): path.latents[step] for step in steps}
+    try:
+        images = decode(candidate.bundle, candidate.runtime, latents)
+    except (NonFiniteError, BackendError) as error:
+        stage: Stage = "finiteness" if isinstance(error, NonFiniteError) else "image"
+        failed = replace(about, stage=stage, verdict="failed", reason=str(error))
+        return (failed,), {}
+    pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
+    return (_image_row(about, images[str(last)], recording.image),), pixels
+
+
+def _image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
+    found = compare(actual, expected, component="vae_decoder", tensor="image")
+    row = replace(
+        with_comparison(about, found),
+        psnr_db=image_psnr_db(actual, expected),
+        ssim=ssim(actual, expected),
+    )
+    blank = _blankness(actual)
+    if blank and not _blankness(expected):
+        return replace(row, rel_l2=None, verdict="failed", reason=blank)
+    return row
+
+
+def _blankness(image: ImageFloats) -> str:
+    """What is to be said of a picture of one colour; nothing of any other."""
+    try:
+        check_not_blank(image)
+    except BlankPictureError as error:
+        return str(error)
+    return ""

@@ -89,7 +89,7 @@ def num_cpus() -> int:
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Those of `CPU_FEATURES` that are here; other systems than Linux do not tell without a tool."""
+    """Those of `CPU_FEATURES` that are here, as far as Linux tells; other systems need a tool."""
     facts = _cpu_facts()
     present = set((facts.get("flags") or facts.get("Features") or "").split())
     return tuple(feature for feature in CPU_FEATURES if feature in present)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import TypeAlias
 
 import numpy as np
+from typing_extensions import TypeIs
 
 from triptych.bundle.bundle import Bundle
 from triptych.errors import IncomparableError
@@ -23,8 +24,8 @@ from triptych.sampling.pipeline import Prepared
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.types import Array
 
-Fact: TypeAlias = str | int | float | bool | None | Sequence[object] | Mapping[str, object]
-"""A plain value, as JSON holds it."""
+Fact: TypeAlias = object
+"""A plain value, as JSON holds it: a word, a number, None, or lists and mappings of them."""
 
 SCHEDULER_CONFIG = ("scheduler", "scheduler_config.json")
 
@@ -84,9 +85,7 @@ def check_preconditions(
         if not _same(actual.get(name), expected.get(name))
     )
     if differing:
-        raise IncomparableError(
-            candidate=candidate, reference=reference, differences=differing
-        )
+        raise IncomparableError(candidate=candidate, reference=reference, differences=differing)
 
 
 def precondition_texts(facts: Mapping[str, Fact]) -> dict[str, str]:
@@ -110,12 +109,11 @@ def _model_facts(bundle: Bundle) -> dict[str, Fact]:
 def _scheduler_facts(bundle: Bundle) -> dict[str, Fact]:
     """Of scheduler_config.json; the names that diffusers keeps for itself start with _."""
     content = read_json(bundle.folder.joinpath(*SCHEDULER_CONFIG))
-    facts: dict[str, Fact] = {
-        f"scheduler_config.{name}": fact  # type: ignore[misc]  # JSON holds nothing else
+    return {
+        f"scheduler_config.{name}": fact
         for name, fact in content.items()
         if name == "_class_name" or not name.startswith("_")
     }
-    return facts
 
 
 def _negative_policy(bundle: Bundle, prepared: Prepared) -> str:
@@ -148,16 +146,14 @@ def _same(actual: Fact, expected: Fact) -> bool:
         return math.isclose(actual, expected, rel_tol=_CLOSE, abs_tol=0.0)
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         return actual.keys() == expected.keys() and all(
-            _same(actual[name], expected[name])  # type: ignore[arg-type]  # facts hold facts
-            for name in actual
+            _same(actual[name], expected[name]) for name in actual
         )
     if _is_list(actual) and _is_list(expected):
-        left, right = list(actual), list(expected)  # type: ignore[arg-type]  # both are lists
-        return len(left) == len(right) and all(map(_same, left, right))
+        return len(actual) == len(expected) and all(map(_same, actual, expected))
     return type(actual) is type(expected) and actual == expected
 
 
-def _is_list(fact: Fact) -> bool:
+def _is_list(fact: Fact) -> TypeIs[Sequence[object]]:
     return isinstance(fact, Sequence) and not isinstance(fact, str)
 
 
@@ -176,7 +172,7 @@ def _where(actual: Fact, expected: Fact) -> str:
 
 def _flat(fact: Fact) -> list[Fact]:
     if _is_list(fact):
-        return [leaf for item in fact for leaf in _flat(item)]  # type: ignore[union-attr,arg-type]
+        return [leaf for item in fact for leaf in _flat(item)]
     return [fact]
 
 

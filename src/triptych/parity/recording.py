@@ -56,12 +56,14 @@ class RecordedCase:
         name: what is special about the feed.
         feed: its inputs.
         outputs: what the reference gave.
+        has_halves: whether it is a guidance batch, the unconditional half first.
     """
 
     component: ComponentName
     name: str
     feed: TensorMap
     outputs: TensorMap
+    has_halves: bool = False
 
 
 @final
@@ -262,7 +264,14 @@ def _recorded_cases(
                     name=case.name,
                     feed=case.feed,
                     outputs=session.run(case.feed),
+                    has_halves=_has_halves(case, prepared),
                 )
+
+
+def _has_halves(case: Case, prepared: Prepared) -> bool:
+    """Whether a feed is the run's own, with both sides of guidance."""
+    told = prepared.conditioning.text_embeds
+    return len(told) == 2 * len(prepared.start.latents) and case.feed.get("text_embeds") is told
 
 
 def _cases(
@@ -280,9 +289,7 @@ def _cases(
     yield from component_cases(component, config, input_ids=input_ids, fixed_axes=fixed_axes)
     # At the run's size too: the only one of a graph of fixed shapes.
     if component == "vae_decoder":
-        yield Case(
-            name="the run's latents", feed={"latents": unscale_latents(latents[-1], config)}
-        )
+        yield Case(name="the run's latents", feed={"latents": unscale_latents(latents[-1], config)})
     if component == "vae_encoder" and "height" not in fixed_axes:
         picture = smooth_picture(prepared.height_px, prepared.width_px)
         yield Case(name="the run's size", feed={"image": picture})

@@ -44,7 +44,7 @@ LimitSource: TypeAlias = Literal["constant", "floor", "budget"]
 a file that somebody looked at and committed."""
 
 
-SettingValue: TypeAlias = str | int | float | None | tuple[str | int, ...]
+SettingValue: TypeAlias = str | int | float | tuple[str | int, ...] | None
 """What a setting of a run can be in a report."""
 
 
@@ -309,8 +309,8 @@ def smallest_passing(rows: Iterable[Row]) -> dict[tuple[Stage, ComponentName], f
         if row.limit is None:
             continue
         key = (row.stage, row.component)
-        is_finite = row.rel_l2 is not None and math.isfinite(row.rel_l2)
-        found[key] = max(found.get(key, 0.0), row.rel_l2 if is_finite else math.inf)
+        needed = math.inf if row.rel_l2 is None or math.isnan(row.rel_l2) else row.rel_l2
+        found[key] = max(found.get(key, 0.0), needed)
     return found
 
 
