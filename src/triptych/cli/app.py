@@ -14,6 +14,7 @@ from triptych.cli.encode import encode
 from triptych.cli.export import export
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
+from triptych.cli.record import record
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
 from triptych.cli.tiny_checkpoint import tiny_checkpoint
@@ -32,6 +33,7 @@ for command in (
     sample,
     generate,
     schedulers,
+    record,
     check,
     inspect,
     doctor,

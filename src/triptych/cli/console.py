@@ -49,8 +49,13 @@ def note(message: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document; strict, so that NaN never reaches a script as a bare word."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    """Print one JSON document."""
+    print(json_text(document), end="")
+
+
+def json_text(document: object) -> str:
+    """One JSON document; strict, so that NaN never reaches a script as a bare word."""
+    return f"{json.dumps(document, indent=2, allow_nan=False)}\n"
 
 
 @contextmanager

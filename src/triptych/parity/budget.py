@@ -5,7 +5,6 @@ for float32 of a model so deep that the built-in limits are too narrow. `check -
 and the change is a diff in a review.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +13,8 @@ from typing import TypeAlias, final
 
 import msgspec
 
-from triptych.errors import BrokenInputError, OutputError
+from triptych.bundle.store import write_file
+from triptych.errors import BrokenInputError
 from triptych.parity.fingerprint import Fingerprint
 from triptych.parity.report import Row, Stage
 from triptych.types import ComponentName, Precision
@@ -134,21 +134,12 @@ def read_budget(path: Path) -> Budget:
 
 
 def write_budget(budget: Budget, path: Path) -> None:
-    """Write a budget file, indented for people and stable for diffs; whole or not at all.
+    """Write a budget file, indented for people and stable for diffs.
 
     Raises:
         OutputError: it cannot be written.
     """
-    content = msgspec.json.format(msgspec.json.encode(budget), indent=2) + b"\n"
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: could not write the budget. {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, msgspec.json.format(msgspec.json.encode(budget), indent=2) + b"\n")
 
 
 def _key(entry: BudgetEntry) -> _Key:

@@ -19,7 +19,12 @@ from triptych.parity.floors import FloorTable
 from triptych.parity.gates import Gates, judged
 from triptych.parity.hints import find_hints
 from triptych.parity.image_metrics import image_psnr_db, ssim
-from triptych.parity.preconditions import check_preconditions, find_preconditions
+from triptych.parity.preconditions import (
+    Fact,
+    bundle_facts,
+    check_preconditions,
+    find_preconditions,
+)
 from triptych.parity.recording import Recording, StageReporter
 from triptych.parity.report import (
     STAGES,
@@ -126,6 +131,7 @@ def check(
     """
     wanted = options or CheckOptions()
     run = _Run(recording=recording, candidate=candidate, options=wanted, report=report)
+    _check_ground(run, bundle_facts(candidate.bundle))
     prepared, ground = _prepared(run)
     components = {name: _component(run, name) for name in candidate.bundle.config.components}
     executions = {
@@ -133,37 +139,37 @@ def check(
     }
     rows = [row for found in components.values() for row in found.rows]
     trajectory = _trajectory(run, prepared, executions)
-    gates = Gates(
-        runtime=candidate.runtime.name,
-        guidance_scale=recording.settings.guidance_scale,
-        floors=wanted.limits.floors,
-        budget=wanted.limits.budget,
-        self_difference={name: found.self_difference for name, found in components.items()},
-    )
-    evidence = candidate_report(
-        candidate, (*ground, *rows, *trajectory.rows), executions=executions, gates=gates
-    )
-    return Checked(
-        report=evidence, last_latents=trajectory.last_latents, pictures=trajectory.pictures
-    )
-
-
-def candidate_report(
-    candidate: Candidate,
-    rows: tuple[Row, ...],
-    *,
-    executions: Mapping[ComponentName, Execution],
-    gates: Gates,
-) -> CandidateReport:
-    """The verdicts of all rows, in the order of the stages, and what follows from them."""
-    ordered = sorted((judged(row, gates) for row in rows), key=_stage_number)
-    diverged = [row.step for row in ordered if _has_diverged(row)]
-    return CandidateReport(
+    evidence = CandidateReport(
         runtime=candidate.runtime.name,
         bundle=candidate.bundle.folder.name,
         format=candidate.bundle.format,
         executions=executions,
-        self_difference=gates.self_difference,
+        self_difference={name: found.self_difference for name, found in components.items()},
+        rows=(*ground, *rows, *trajectory.rows),
+    )
+    return Checked(
+        report=with_verdicts(evidence, recording, wanted.limits),
+        last_latents=trajectory.last_latents,
+        pictures=trajectory.pictures,
+    )
+
+
+def with_verdicts(report: CandidateReport, recording: Recording, limits: Limits) -> CandidateReport:
+    """The verdicts of all rows, in the order of the stages, and what follows from them.
+
+    What was measured stays, so that it can be judged again by other limits.
+    """
+    gates = Gates(
+        runtime=report.runtime,
+        guidance_scale=recording.settings.guidance_scale,
+        floors=limits.floors,
+        budget=limits.budget,
+        self_difference=report.self_difference,
+    )
+    ordered = sorted((judged(row, gates) for row in report.rows), key=_stage_number)
+    diverged = [row.step for row in ordered if _has_diverged(row)]
+    return replace(
+        report,
         rows=tuple(ordered),
         first_divergent_step=min((step for step in diverged if step is not None), default=None),
         hints=find_hints(ordered),
@@ -240,14 +246,20 @@ def _prepared(run: _Run) -> tuple[Prepared | None, tuple[Row, ...]]:
     except (NonFiniteError, BackendError):
         return None, ()
     facts = find_preconditions(candidate.bundle, prepared)
-    check_preconditions(
-        facts,
-        recording.preconditions,
-        candidate=str(candidate.bundle.folder),
-        reference=run.options.reference_name,
-    )
+    _check_ground(run, facts)
     row = not_run_row(candidate, "precondition", "unet", "")
     return prepared, (replace(row, case=f"{len(facts)} facts, exactly equal", verdict="passed"),)
+
+
+def _check_ground(run: _Run, facts: Mapping[str, Fact]) -> None:
+    expected = run.recording.preconditions
+    kinds = {name.partition(".")[0] for name in facts}
+    check_preconditions(
+        facts,
+        {name: fact for name, fact in expected.items() if name.partition(".")[0] in kinds},
+        candidate=str(run.candidate.bundle.folder),
+        reference=run.options.reference_name,
+    )
 
 
 def _trajectory(

@@ -24,7 +24,7 @@ PACKAGES = (
 """Distributions that compute, or decide how is computed."""
 
 _VARIABLES = re.compile(
-    r"^(OMP_|MKL_|KMP_|DNNL_|ONEDNN_|ORT_|OV_|OPENVINO_|OPENBLAS_|CUBLAS_|CUDNN_|TORCH_|PYTORCH_"
+    r"^(OMP_|MKL_|KMP_AFFINITY$|DNNL_|ONEDNN_|ORT_|OV_|OPENVINO_|OPENBLAS_|CUBLAS_|CUDNN_|TORCH_|PYTORCH_"
     r"|NVIDIA_TF32_OVERRIDE$|ATEN_CPU_CAPABILITY$|CUDA_LAUNCH_BLOCKING$|CUDA_VISIBLE_DEVICES$)"
 )
 """Environment variables that engines read to decide how they compute."""

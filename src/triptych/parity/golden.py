@@ -56,7 +56,7 @@ def write_golden(
     from safetensors.numpy import save_file
 
     run = run_entry_from_settings(recording.settings)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in _tensors(recording)}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in _tensors(recording)}
     entries = _entries(tensors)
     manifest = GoldenManifest(
         triptych=triptych.__version__,

@@ -46,12 +46,11 @@ def find_preconditions(bundle: Bundle, prepared: Prepared) -> dict[str, Fact]:
     """
     schedule = prepared.schedule
     return {
-        **_model_facts(bundle),
+        **bundle_facts(bundle),
         **{f"token_ids.{name}": ids.tolist() for name, ids in prepared.encoded.input_ids.items()},
         "negative_prompt": _negative_policy(bundle, prepared),
         "time_ids": prepared.conditioning.time_ids.tolist(),
         "guidance_scales": list(prepared.guidance_scales),
-        **_scheduler_facts(bundle),
         "timesteps": schedule.timesteps.tolist(),
         "timesteps.dtype": str(schedule.timesteps.dtype),
         "sigmas": schedule.sigmas.tolist(),
@@ -62,6 +61,11 @@ def find_preconditions(bundle: Bundle, prepared: Prepared) -> dict[str, Fact]:
         "steps": [prepared.part.first, prepared.part.stop],
         **_start_facts(prepared),
     }
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Fact]:
+    """Those that the configs alone tell: what the model is, and its scheduler."""
+    return {**_model_facts(bundle), **_scheduler_facts(bundle)}
 
 
 def check_preconditions(
@@ -95,7 +99,7 @@ def precondition_texts(facts: Mapping[str, Fact]) -> dict[str, str]:
 
 def array_sha256(array: Array) -> str:
     """Hash of an array's dtype, shape and elements."""
-    content = np.ascontiguousarray(array)
+    content = np.asarray(array, order="C")
     digest = hashlib.sha256(f"{content.dtype.str}{list(content.shape)}".encode())
     digest.update(content.tobytes())
     return digest.hexdigest()

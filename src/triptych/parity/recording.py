@@ -5,7 +5,7 @@ its networks are gone before a candidate's are opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeAlias, final
 
@@ -119,23 +119,16 @@ class Recording:
         return replace(self.settings, noise=self.noise, noise_stream=self.noise_stream)
 
 
-BuiltFor: TypeAlias = Mapping[ComponentName, Mapping[str, int]]
-"""The batch, height and width that a candidate's components were built for, in latent cells; empty
-for those that take every size."""
-
-
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingOptions:
     """How much is recorded.
 
     Attributes:
-        built_for: components are recorded at these sizes alone.
         pictures: decode some steps' pictures too, for people to look at.
         make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
     """
 
-    built_for: BuiltFor = field(default_factory=dict)
     pictures: bool = False
     make_sampler: SamplerMaker = read_sampler
 
@@ -220,7 +213,7 @@ def record(
     report("reference: decoding")
     steps = picture_steps(len(latents) - 1) if wanted.pictures else (len(latents) - 1,)
     images = decode(bundle, runtime, {str(step): latents[step] for step in steps})
-    cases = tuple(_recorded_cases(bundle, runtime, prepared, latents, wanted.built_for, report))
+    cases = tuple(_recorded_cases(bundle, runtime, prepared, latents, report))
     (execution,) = executions
     return Recording(
         settings=settings,
@@ -252,13 +245,12 @@ def _recorded_cases(
     runtime: Runtime,
     prepared: Prepared,
     latents: Sequence[Latents],
-    built_for: BuiltFor,
     report: StageReporter,
 ) -> Iterator[RecordedCase]:
     for component in bundle.config.components:
         report(f"reference: {component}")
         with open_session(runtime, bundle, component) as session:
-            for case in _cases(component, bundle, prepared, latents, built_for.get(component, {})):
+            for case in _cases(component, bundle, prepared, latents):
                 yield RecordedCase(
                     component=component,
                     name=case.name,
@@ -275,22 +267,18 @@ def _has_halves(case: Case, prepared: Prepared) -> bool:
 
 
 def _cases(
-    component: ComponentName,
-    bundle: Bundle,
-    prepared: Prepared,
-    latents: Sequence[Latents],
-    fixed_axes: Mapping[str, int],
+    component: ComponentName, bundle: Bundle, prepared: Prepared, latents: Sequence[Latents]
 ) -> Iterator[Case]:
     config = bundle.config
     if component == "unet":
-        yield from _unet_cases(config, prepared, latents, fixed_axes)
+        yield from _unet_cases(config, prepared, latents)
         return
     input_ids = prompt_ids(bundle.folder, component)
-    yield from component_cases(component, config, input_ids=input_ids, fixed_axes=fixed_axes)
+    yield from component_cases(component, config, input_ids=input_ids)
     # At the run's size too: the only one of a graph of fixed shapes.
     if component == "vae_decoder":
         yield Case(name="the run's latents", feed={"latents": unscale_latents(latents[-1], config)})
-    if component == "vae_encoder" and "height" not in fixed_axes:
+    if component == "vae_encoder":
         picture = smooth_picture(prepared.height_px, prepared.width_px)
         yield Case(name="the run's size", feed={"image": picture})
     if component == "preview_decoder":
@@ -299,15 +287,11 @@ def _cases(
 
 
 def _unet_cases(
-    config: SdxlConfig,
-    prepared: Prepared,
-    latents: Sequence[Latents],
-    fixed_axes: Mapping[str, int],
+    config: SdxlConfig, prepared: Prepared, latents: Sequence[Latents]
 ) -> Iterator[Case]:
     """The reference's own path at the first, middle and last timestep, and another shape."""
     schedule, part = prepared.schedule, prepared.part
     last = part.num_steps - 1
-    rows = fixed_axes.get("batch", 1)
     for index in sorted({0, last // 2, last}):
         position = part.first + index
         sample = unet_sample(latents[index], schedule, position, prepared.start.inpaint)
@@ -318,14 +302,12 @@ def _unet_cases(
             name=f"t={timestep:g} batch {len(batch)}",
             feed=_unet_feed(batch, timestep, prepared.conditioning),
         )
-        if index == 0 and guided and len(sample) % rows == 0:
+        if index == 0 and guided:
             conditional = split_halves(prepared.conditioning)[1]
             yield Case(
                 name=f"t={timestep:g} batch {len(sample)}",
                 feed=_unet_feed(sample, timestep, conditional),
             )
-    if "height" in fixed_axes:
-        return
     # Odd and non-square: another path through the upsamplers, and swapped axes show.
     height, width = config.sample_size // 2 + 1, config.sample_size
     random = np.random.default_rng(0)

@@ -74,9 +74,12 @@ class Pytorch:
     Attributes:
         settings: `device` is cpu, cuda or mps; `precision` fp32 unless asked otherwise, and the
             VAE stays fp32 where its config says force_upcast.
+        rounded_weights: round weights to this precision before they are widened to `precision`:
+            what an engine does that computes a narrow file in float32. None leaves them alone.
     """
 
     settings: RuntimeSettings
+    rounded_weights: Precision | None = None
     name: str = "pytorch"
     formats: tuple[FormatName, ...] = ("diffusers",)
 
@@ -107,19 +110,23 @@ class Pytorch:
         )
         if self.settings.num_threads is not None:
             torch.set_num_threads(self.settings.num_threads)
-        module = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[precision]))
+        stored = component_precision(
+            component, checkpoint.config, self.rounded_weights or precision
+        )
+        module = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
         return PytorchSession(
-            module.to(device),
+            module.to(device, getattr(torch, _DTYPES[precision])),
             artifact=artifact,
             execution=Execution(
                 runtime=self.name,
-                version=torch.__version__,
+                version=str(torch.__version__),
                 device=device,
                 precision=precision,
                 details={
                     "tf32": "off",
                     "deterministic_cudnn": "on",
                     "threads": str(torch.get_num_threads()),
+                    **_device_details(device),
                 },
             ),
         )
@@ -180,6 +187,25 @@ def exact_arithmetic() -> Iterator[None]:
 
 def _import_engine() -> ModuleType:
     return import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
+
+
+def _device_details(device: str) -> dict[str, str]:
+    """What the accelerator is, and what drives it."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    kernels = ("flash", "mem_efficient", "cudnn", "math")
+    return {
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda or "",
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "attention_kernels": ", ".join(
+            name for name in kernels if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()
+        ),
+    }
 
 
 def _devices() -> tuple[str, ...]:

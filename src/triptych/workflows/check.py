@@ -1,36 +1,51 @@
-"""Check a bundle against a checkpoint, component by component and step by step."""
+"""Check bundles against a checkpoint or a golden, component by component and step by step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import final
 
-from triptych.bundle.bundle import Artifact, Bundle, open_bundle
-from triptych.errors import BrokenInputError
-from triptych.exporters import make_exporter
-from triptych.models.configs import read_json
-from triptych.parity.check import Candidate, check, unavailable_report
+import triptych
+from triptych.bundle.bundle import Bundle
+from triptych.errors import UsageError
+from triptych.parity.budget import Budget, accepted, read_budget, write_budget
+from triptych.parity.candidate import Candidate
+from triptych.parity.check import (
+    Checked,
+    CheckOptions,
+    Limits,
+    check,
+    unavailable_report,
+    with_verdicts,
+)
+from triptych.parity.fingerprint import take_fingerprint
+from triptych.parity.floors import Arithmetic, arithmetic_of, floor_table
+from triptych.parity.golden import is_golden, read_golden
+from triptych.parity.golden_manifest import Profile
 from triptych.parity.limits import coarsest
-from triptych.parity.recording import StageReporter, default_settings, record
-from triptych.parity.report import ParityReport
-from triptych.runtimes import make_runtime
+from triptych.parity.odd_one_out import find_odd_one_out
+from triptych.parity.preconditions import precondition_texts
+from triptych.parity.recording import Recording, StageReporter
+from triptych.parity.report import (
+    CandidateReport,
+    ParityReport,
+    ReferenceRecord,
+    SettingValue,
+    overall,
+)
 from triptych.runtimes.base import RuntimeSettings
-from triptych.types import PRECISIONS, ComponentName, Precision
-from triptych.workflows.contract import contract_problems
-from triptych.workflows.diffusers_schedulers import read_any_sampler
-from triptych.workflows.runtime_choice import choose_runtime
-
-_DTYPE_PRECISIONS: Mapping[str, Precision] = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "int8": "int8",
-    "uint8": "int8",
-    **{name: name for name in PRECISIONS if name.startswith("palette")},
-}
-
-_MAY_DIFFER = ("has_preview_decoder",)
-"""Settings in which a bundle and its reference may differ: either may have been given one alone."""
+from triptych.runtimes.pytorch import Pytorch
+from triptych.sampling.prompt_encoding import Prompts
+from triptych.types import ComponentName, ImagePixels, Precision
+from triptych.workflows.check_candidates import find_candidates
+from triptych.workflows.record import (
+    RunRequest,
+    open_reference,
+    record_reference,
+    run_settings,
+    with_floors,
+)
 
 
 @final
@@ -39,132 +54,252 @@ class CheckRequest:
     """What to check, and against what.
 
     Attributes:
-        bundle: the candidate.
-        reference: the checkpoint it was made from.
-        runtime: the candidate's engine; None takes the one that reads its format.
-        runtime_settings: the candidate's device, precision, threads.
-        reference_device: where PyTorch runs the reference.
-        num_inference_steps: of the trajectory.
-        seed: of its noise.
+        bundle: the candidate; or a folder that holds one bundle for each format, as export
+            writes them.
+        reference: the checkpoint it was made from, or a golden recording of it.
+        runtimes: the candidates' engines; empty takes the one that reads each bundle's format.
+        runtime_settings: their device, precision, threads.
+        judged_as: the class that every component is judged in; None takes what each declares.
+        budget: a file of accepted limits; None has none.
+        accept: write what was measured into the budget.
+        explain: run the reference on the candidate's latents too.
+        pictures: decode some steps' pictures.
+        reference_settings: PyTorch's device, for a checkpoint.
+        run: what the reference draws, for a checkpoint; None takes the usual.
+        profile: for a checkpoint: quick does not measure what a precision costs in PyTorch.
         variant: the reference's weight variant.
         preview_decoder: the folder of the reference's preview decoder, where that is elsewhere.
+        command: what was typed, for the record.
     """
 
     bundle: Path
     reference: Path
-    runtime: str | None = None
-    runtime_settings: RuntimeSettings
-    reference_device: str = "cpu"
-    num_inference_steps: int = 8
-    seed: int = 0
+    runtimes: Sequence[str] = ()
+    runtime_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    judged_as: Precision | None = None
+    budget: Path | None = None
+    accept: bool = False
+    explain: bool = False
+    pictures: bool = False
+    reference_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    run: RunRequest | None = None
+    profile: Profile = "full"
     variant: str | None = None
     preview_decoder: Path | None = None
+    command: tuple[str, ...] = ()
 
 
-def check_bundle(request: CheckRequest, *, report: StageReporter) -> ParityReport:
-    """Record the reference with PyTorch in float32, then check the candidate against it.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOutcome:
+    """A check, and what is looked at beside it.
 
-    Where the candidate's engine is not installed or cannot run here, nothing has passed: the report
+    Attributes:
+        report: the evidence and its verdict.
+        pictures: by participant, the reference first, and by step.
+    """
+
+    report: ParityReport
+    pictures: Mapping[str, Mapping[int, ImagePixels]]
+
+
+def check_bundle(request: CheckRequest, *, report: StageReporter) -> CheckOutcome:
+    """Check every candidate against the reference, which a checkpoint is recorded for first.
+
+    Where a candidate's engine is not installed or cannot run here, nothing has passed: its report
     says so, row by row.
 
     Raises:
-        BundleError: the bundle is incomplete or corrupt.
-        BrokenInputError: the two are not of the same model, and cannot be compared.
+        UsageError: an option that does not go with the reference, or an engine that reads none of
+            the bundles.
+        BundleError: a bundle is incomplete or corrupt.
+        GoldenError: the golden is incomplete or corrupt.
+        IncomparableError: reference and candidate are not the same model, schedule or noise.
         BackendError: PyTorch, or a device, is missing.
         NonFiniteError: the reference itself gives NaN or infinity.
+        OutputError: the budget cannot be written.
     """
     report("opening")
-    candidate_bundle = open_bundle(request.bundle)
-    candidate_bundle.check_files()
-    reference = open_bundle(
+    budget = _budget(request)
+    found = find_candidates(request.bundle, request.runtimes, request.runtime_settings)
+    recording, checkpoint = _reference(request, [one.bundle for one in found], report=report)
+    candidates = tuple(_judged_as(one, request.judged_as, recording) for one in found)
+    limits = Limits(floors=floor_table(recording.floors), budget=budget)
+    checked = [_checked(one, recording, checkpoint, request, limits, report) for one in candidates]
+    if checkpoint is not None and request.profile == "full" and recording.precision == "fp32":
+        recording = with_floors(
+            recording,
+            checkpoint,
+            request.reference_settings,
+            _needed_floors(one.report for one in checked),
+            report=report,
+        )
+        limits = replace(limits, floors=floor_table(recording.floors))
+    reports = [with_verdicts(one.report, recording, limits) for one in checked]
+    if request.accept and request.budget is not None:
+        limits = replace(limits, budget=_accepted(budget, reports, request.budget))
+        reports = [with_verdicts(one, recording, limits) for one in reports]
+    return CheckOutcome(
+        report=_parity_report(request, recording, reports, checked, is_golden=checkpoint is None),
+        pictures=_pictures(recording, checked) if request.pictures else {},
+    )
+
+
+def _budget(request: CheckRequest) -> Budget:
+    if request.budget is None:
+        if request.accept:
+            raise UsageError("accept: got --accept without --budget, want the file to write.")
+        return Budget()
+    if request.accept and not request.budget.exists():
+        return Budget()
+    return read_budget(request.budget)
+
+
+def _reference(
+    request: CheckRequest, bundles: Sequence[Bundle], *, report: StageReporter
+) -> tuple[Recording, Bundle | None]:
+    """The recording, and the checkpoint that it is of, where that is at hand."""
+    if is_golden(request.reference):
+        _check_golden_options(request)
+        return read_golden(request.reference), None
+    checkpoint = open_reference(
         request.reference, variant=request.variant, preview_decoder=request.preview_decoder
     )
-    _check_comparable(candidate_bundle, reference)
-    candidate = Candidate(
-        bundle=candidate_bundle,
-        runtime=choose_runtime(candidate_bundle, request.runtime, request.runtime_settings),
-        precisions=declared_precisions(candidate_bundle, request.runtime_settings),
-        make_sampler=read_any_sampler,
+    sizes = [bundle.built_size_px for bundle in bundles if bundle.built_size_px is not None]
+    settings = run_settings(
+        checkpoint, request.run or RunRequest(), size_px=sizes[0] if sizes else None
     )
-    problems = contract_problems(candidate_bundle)
-    probe = candidate.runtime.probe()
-    if not probe.installed:
-        return unavailable_report(candidate, reason=probe.remedy, problems=problems)
-    settings = default_settings(
-        reference.config,
-        num_inference_steps=request.num_inference_steps,
-        seed=request.seed,
-        size_px=candidate_bundle.built_size_px,
-    )
-    reference_runtime = make_runtime("pytorch", RuntimeSettings(device=request.reference_device))
-    recording = record(
-        reference,
-        reference_runtime,
+    recording = record_reference(
+        checkpoint,
         settings,
-        built_for={name: part.fixed_axes for name, part in candidate_bundle.artifacts.items()},
-        make_sampler=read_any_sampler,
+        request.reference_settings,
+        pictures=request.pictures,
         report=report,
     )
-    return check(recording, candidate, problems=problems, report=report)
+    return recording, checkpoint
 
 
-def declared_precisions(
-    bundle: Bundle, settings: RuntimeSettings
-) -> dict[ComponentName, Precision]:
-    """The class each component is judged in: of its weights, or of the arithmetic asked for.
+def _check_golden_options(request: CheckRequest) -> None:
+    """A golden has its run; what would change it is refused, and so is what needs the weights."""
+    changed = {
+        "the run's settings": request.run is not None,
+        "--variant": request.variant is not None,
+        "--preview-decoder": request.preview_decoder is not None,
+        "--reference-device": request.reference_settings != RuntimeSettings(),
+        "--explain": request.explain,
+    }
+    given = [name for name, is_given in changed.items() if is_given]
+    if given:
+        raise UsageError(
+            f"reference: got the golden {request.reference} with {', '.join(given)}, want neither: "
+            "it was recorded as it is, and holds no weights. Give the checkpoint instead, or "
+            "record another golden."
+        )
 
-    Weights are what the manifest says, or what most of them are; the coarser of the two counts.
-    """
+
+def _judged_as(
+    candidate: Candidate, judged_as: Precision | None, recording: Recording
+) -> Candidate:
+    """Judged in what it declares, or is said to be; at best in what the reference computed in."""
+    precisions: dict[ComponentName, Precision] = {
+        name: coarsest([judged_as or declared, recording.precision])
+        for name, declared in candidate.precisions.items()
+    }
+    return replace(candidate, precisions=precisions)
+
+
+def _checked(
+    candidate: Candidate,
+    recording: Recording,
+    checkpoint: Bundle | None,
+    request: CheckRequest,
+    limits: Limits,
+    report: StageReporter,
+) -> Checked:
+    probe = candidate.runtime.probe()
+    if not probe.installed:
+        return Checked(report=unavailable_report(candidate, reason=probe.remedy))
+    options = CheckOptions(
+        limits=limits,
+        reference=checkpoint if request.explain else None,
+        reference_runtime=Pytorch(settings=request.reference_settings) if request.explain else None,
+        reference_name=str(request.reference),
+        pictures=request.pictures,
+    )
+    return check(recording, candidate, options=options, report=report)
+
+
+def _needed_floors(reports: Iterable[CandidateReport]) -> list[Arithmetic]:
+    wanted = {
+        arithmetic_of(row.precision, row.ran)
+        for report in reports
+        for row in report.rows
+        if row.has_numbers
+    }
+    return sorted(arithmetic for arithmetic in wanted if arithmetic is not None)
+
+
+def _accepted(budget: Budget, reports: Sequence[CandidateReport], path: Path) -> Budget:
+    rows = {report.runtime: report.rows for report in reports}
+    changed = accepted(budget, rows, take_fingerprint())
+    write_budget(changed, path)
+    return changed
+
+
+def _parity_report(
+    request: CheckRequest,
+    recording: Recording,
+    reports: Sequence[CandidateReport],
+    checked: Sequence[Checked],
+    *,
+    is_golden: bool,
+) -> ParityReport:
+    latents = {
+        report.runtime: one.last_latents
+        for report, one in zip(reports, checked, strict=True)
+        if one.last_latents is not None
+    }
+    ran = [report.verdict for report in reports if not report.unavailable]
+    return ParityReport(
+        triptych=triptych.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        reference=ReferenceRecord(
+            kind="golden" if is_golden else "checkpoint",
+            name=str(request.reference),
+            created=recording.created,
+            execution=recording.execution,
+            fingerprint=recording.fingerprint,
+            floors=tuple(sorted({floor.arithmetic for floor in recording.floors})),
+        ),
+        fingerprint=take_fingerprint(),
+        settings=_settings(recording),
+        preconditions=precondition_texts(recording.preconditions),
+        candidates=tuple(reports),
+        odd_one_out=find_odd_one_out({"reference": recording.latents[-1], **latents}),
+        verdict=overall(ran),
+    )
+
+
+def _settings(recording: Recording) -> dict[str, SettingValue]:
+    settings = recording.settings
+    prompts = settings.prompts.prompt if isinstance(settings.prompts, Prompts) else ()
+    height_px, width_px = recording.image.shape[2:]
     return {
-        name: _declared_precision(artifact, settings) for name, artifact in bundle.artifacts.items()
+        "prompt": prompts,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "scheduler": settings.scheduler.name,
+        "height_px": height_px,
+        "width_px": width_px,
+        "seeds": settings.seeds,
     }
 
 
-def _declared_precision(artifact: Artifact, settings: RuntimeSettings) -> Precision:
-    return coarsest([_stored_precision(artifact), settings.precision or "fp32"])
-
-
-def _stored_precision(artifact: Artifact) -> Precision:
-    if artifact.record is not None:
-        return artifact.record.precision
-    if artifact.format == "diffusers":
-        return "fp32"  # as the pytorch runtime loads them unless another is asked for
-    dtypes = make_exporter(artifact.format).describe(*artifact.paths).weight_dtypes
-    known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
-    if not known:
-        raise BrokenInputError(
-            f"{artifact.path}: got weights of {', '.join(dtypes) or 'no dtype'}, "
-            f"want {', '.join(_DTYPE_PRECISIONS)}."
-        )
-    return _DTYPE_PRECISIONS[max(known, key=lambda name: known[name])]
-
-
-def _check_comparable(candidate: Bundle, reference: Bundle) -> None:
-    if reference.format != "diffusers":
-        raise BrokenInputError(
-            f"{reference.folder}: got a bundle in {reference.format} format as the reference, "
-            "want the checkpoint in diffusers layout."
-        )
-    differing = [
-        f"{name} {getattr(candidate.config, name)!r} and {getattr(reference.config, name)!r}"
-        for name in candidate.config.__slots__
-        if name not in _MAY_DIFFER
-        and getattr(candidate.config, name) != getattr(reference.config, name)
-    ]
-    if differing:
-        raise BrokenInputError(
-            f"{candidate.folder}: cannot be compared with {reference.folder}, "
-            f"their configs differ: {'; '.join(differing)}."
-        )
-    scheduler = Path("scheduler") / "scheduler_config.json"
-    if not _same_json(candidate.folder / scheduler, reference.folder / scheduler):
-        raise BrokenInputError(
-            f"{candidate.folder}: cannot be compared with {reference.folder}, "
-            "their scheduler_config.json differ, so their steps are at other noise levels."
-        )
-
-
-def _same_json(first: Path, second: Path) -> bool:
-    private = "_diffusers_version"
-    left, right = ({**read_json(path), private: None} for path in (first, second))
-    return left == right
+def _pictures(
+    recording: Recording, checked: Sequence[Checked]
+) -> dict[str, Mapping[int, ImagePixels]]:
+    return {
+        "reference": recording.pictures,
+        **{one.report.runtime: one.pictures for one in checked if one.pictures},
+    }

@@ -16,6 +16,7 @@ from triptych.testing.tiny import tiny_checkpoint
 from triptych.types import Array, ComponentName, FormatName, ImagePixels
 from triptych.workflows.check import CheckRequest, check_bundle
 from triptych.workflows.export import ExportRequest, export_bundles
+from triptych.workflows.record import RunRequest
 from triptych.workflows.sample import sample
 from triptych.workflows.sample_request import SampleRequest
 
@@ -45,12 +46,12 @@ class DemoResult:
     Attributes:
         bundles: by format.
         contact_sheet: one picture of all pictures.
-        reports: each bundle against PyTorch.
+        report: every bundle against PyTorch.
     """
 
     bundles: Mapping[FormatName, Path]
     contact_sheet: Path
-    reports: Mapping[FormatName, ParityReport]
+    report: ParityReport
 
 
 def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
@@ -71,15 +72,12 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
         }
         sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
         _save_png(sheet, folder / _CONTACT_SHEET)
-        reports = {
-            name: _check(name, bundle, checkpoint, report, 0.8 + 0.06 * number)
-            for number, (name, bundle) in enumerate(bundles.items())
-        }
+        parity = _check(folder, checkpoint, report)
         report("done", 1.0)
     return DemoResult(
         bundles={name: output / name for name in bundles},
         contact_sheet=output / _CONTACT_SHEET,
-        reports=reports,
+        report=parity,
     )
 
 
@@ -137,17 +135,14 @@ def _sample(
     return sample(request).pixels
 
 
-def _check(
-    to: FormatName, bundle: Path, checkpoint: Path, report: DemoReporter, fraction: float
-) -> ParityReport:
+def _check(folder: Path, checkpoint: Path, report: DemoReporter) -> ParityReport:
     request = CheckRequest(
-        bundle=bundle,
+        bundle=folder,
         reference=checkpoint,
-        runtime=_BACKENDS[to][1],
-        runtime_settings=RuntimeSettings(),
-        num_inference_steps=_STEPS,
+        runtimes=[engine for name, (_, engine) in _BACKENDS.items() if name != "diffusers"],
+        run=RunRequest(num_inference_steps=_STEPS),
     )
-    return check_bundle(request, report=lambda stage: report(f"checking {to}, {stage}", fraction))
+    return check_bundle(request, report=lambda stage: report(f"checking {stage}", 0.85)).report
 
 
 def _save_png(pixels: Array, path: Path) -> None:
