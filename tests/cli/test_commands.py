@@ -206,7 +206,7 @@ def test_export_of_one_component_is_checked_but_has_not_passed(
     assert [part["name"] for part in summaries[0]["components"]] == ["text_encoder"]
 
     done = triptych(
-        *("check", tmp_path / "onnx", "--reference", checkpoint, "--json"),
+        *("check", tmp_path / "onnx", "--reference", checkpoint, "--json", "-"),
         *("--num-inference-steps", "1"),
     )
     assert done.returncode == 1, done.stderr
@@ -214,7 +214,7 @@ def test_export_of_one_component_is_checked_but_has_not_passed(
     assert isinstance(report, dict)
     assert report["verdict"] == "not_run"
     by_component: dict[str, set[str]] = {}
-    for row in report["rows"]:
+    for row in report["candidates"][0]["rows"]:
         by_component.setdefault(row["component"], set()).add(row["verdict"])
     assert by_component.pop("text_encoder") == {"passed"}
     assert set(map(frozenset, by_component.values())) == {frozenset({"not_run"})}
@@ -243,13 +243,13 @@ def test_a_preview_decoder_from_elsewhere_is_exported_and_checked(
     assert (part["name"], part["verified_rel_l2"] < 1e-5) == ("preview_decoder", True)
 
     done = triptych(
-        *("check", tmp_path / "out" / "onnx", "--reference", checkpoint, "--json", *elsewhere),
+        *("check", tmp_path / "out" / "onnx", "--reference", checkpoint, "--json", "-", *elsewhere),
         *("--num-inference-steps", "1"),
     )
     assert done.returncode == 1, done.stderr  # the other components are not there
     report = only_document(done)
     assert isinstance(report, dict)
-    verdicts = {row["component"]: row["verdict"] for row in report["rows"]}
+    verdicts = {row["component"]: row["verdict"] for row in report["candidates"][0]["rows"]}
     assert [name for name, verdict in verdicts.items() if verdict == "passed"] == [
         "preview_decoder"
     ]
@@ -257,7 +257,7 @@ def test_a_preview_decoder_from_elsewhere_is_exported_and_checked(
 
 def test_check_of_a_clean_bundle(onnx_folder: Path, checkpoint: Path) -> None:
     done = triptych(
-        *("check", onnx_folder, "--reference", checkpoint, "--json"),
+        *("check", onnx_folder, "--reference", checkpoint, "--json", "-"),
         *("--num-inference-steps", "2", "--seed", "3"),
     )
     assert done.returncode == 0, done.stderr
@@ -265,7 +265,7 @@ def test_check_of_a_clean_bundle(onnx_folder: Path, checkpoint: Path) -> None:
     assert isinstance(report, dict)
     assert report["verdict"] == "passed"
     assert report["settings"]["seeds"] == [3]
-    assert {row["verdict"] for row in report["rows"]} == {"passed"}
+    assert {row["verdict"] for row in report["candidates"][0]["rows"]} == {"passed"}
 
 
 def test_inspect_is_one_document(onnx_folder: Path, checkpoint: Path) -> None:

@@ -61,12 +61,13 @@ def test_core_ml_itself_is_refused_off_a_mac(coreml_folder: Path, tmp_path: Path
 def test_a_check_on_core_ml_itself_is_not_run_off_a_mac(
     coreml_folder: Path, checkpoint: Path
 ) -> None:
-    done = triptych("check", coreml_folder, "--reference", checkpoint, "--json")
+    done = triptych("check", coreml_folder, "--reference", checkpoint, "--json", "-")
     assert done.returncode == 4
     report = json.loads(done.stdout)
     assert report["verdict"] == "not_run"
-    assert "runs on macOS only" in report["unavailable"]
-    verdicts = {(row["stage"], row["verdict"]) for row in report["rows"]}
+    (candidate,) = report["candidates"]
+    assert "runs on macOS only" in candidate["unavailable"]
+    verdicts = {(row["stage"], row["verdict"]) for row in candidate["rows"]}
     assert verdicts == {
         ("contract", "passed"),
         *((stage, "not_run") for stage in ("component", "teacher_forced", "free_running", "image")),
@@ -75,13 +76,15 @@ def test_a_check_on_core_ml_itself_is_not_run_off_a_mac(
 
 
 def test_a_check_of_the_program_passes_anywhere(coreml_folder: Path, checkpoint: Path) -> None:
-    options = ("--runtime", "coreml-reference", "--num-inference-steps", "8", "--json")
+    options = ("--runtime", "coreml-reference", "--num-inference-steps", "8", "--json", "-")
     done = triptych("check", coreml_folder, "--reference", checkpoint, *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert {part["runtime"] for part in report["candidates"].values()} == {"coreml-reference"}
+    (candidate,) = report["candidates"]
+    ran = candidate["executions"].values()
+    assert {part["runtime"] for part in ran} == {"coreml-reference"}
     worst = {
-        stage: max(row["rel_l2"] for row in report["rows"] if row["stage"] == stage)
+        stage: max(row["rel_l2"] for row in candidate["rows"] if row["stage"] == stage)
         for stage in ("component", "free_running", "image")
     }
     assert worst["component"] < 1e-5

@@ -32,7 +32,8 @@ from triptych.sampling.pipeline import decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
-from triptych.workflows.check import CheckRequest, check_bundle, declared_precisions
+from triptych.workflows.check import CheckRequest, check_bundle
+from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.inspect import inspect_path
 
 if TYPE_CHECKING:
@@ -274,10 +275,8 @@ def test_what_optimum_exports_passes_the_check_in_its_class(
     fixture: str, precision: str, checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(fixture)
-    wish = CheckRequest(
-        bundle=folder, reference=checkpoint, runtime_settings=RuntimeSettings(), runtime="openvino"
-    )
-    report = check_bundle(wish, report=lambda _: None)
+    wish = CheckRequest(bundle=folder, reference=checkpoint, runtimes=["openvino"])
+    (report,) = check_bundle(wish, report=lambda _: None).report.candidates
     assert report.verdict == "passed"
     assert {row.precision for row in report.rows} == {precision}
     assert {row.component for row in report.rows if row.stage == "component"} == set(COMPONENTS)

@@ -246,12 +246,12 @@ def test_triptych_inspects_what_optimum_exports(foreign_folder: Path, tmp_path: 
 def test_triptych_check_finds_the_odd_sizes_that_optimum_leaves_out(
     foreign_folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    arguments = ["check", str(foreign_folder), "--reference", str(checkpoint), "--json"]
+    arguments = ["check", str(foreign_folder), "--reference", str(checkpoint), "--json", "-"]
     ran = triptych(*arguments, "--num-inference-steps", "2", folder=tmp_path)
     assert ran.returncode == 1, ran.stderr
     report = json.loads(ran.stdout)
     assert report["verdict"] == "failed"
-    failed = [row for row in report["rows"] if row["verdict"] != "passed"]
+    failed = [row for row in report["candidates"][0]["rows"] if row["verdict"] != "passed"]
     assert [row["case"].split()[-1] for row in failed] == ["9x16"]
     assert failed[0]["component"] == "unet"
     assert "Concat" in failed[0]["reason"]

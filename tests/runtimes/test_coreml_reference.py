@@ -21,7 +21,8 @@ from triptych.models.checkpoint import open_checkpoint
 from triptych.models.feeds import component_cases
 from triptych.models.modules import load_module
 from triptych.models.prompts import prompt_ids
-from triptych.parity.check import Candidate, check
+from triptych.parity.candidate import Candidate
+from triptych.parity.check import check
 from triptych.parity.recording import default_settings, record
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
@@ -164,7 +165,6 @@ def test_a_check_names_the_operator_too(
         checkpoint_bundle,
         make_runtime("pytorch"),
         default_settings(checkpoint_bundle.config, num_inference_steps=1),
-        built_for={name: part.fixed_axes for name, part in bundle.artifacts.items()},
         report=lambda _: None,
     )
     candidate = Candidate(
@@ -172,7 +172,7 @@ def test_a_check_names_the_operator_too(
         runtime=make_runtime(REFERENCE),
         precisions=dict.fromkeys(bundle.artifacts, "fp32"),
     )
-    report = check(recording, candidate, report=lambda _: None)
+    report = check(recording, candidate, report=lambda _: None).report
     failed = [row for row in report.rows if row.verdict == "failed"]
     assert report.verdict == "failed"
     assert {row.component for row in failed} == {"unet"}

@@ -13,16 +13,17 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import BackendError, BundleError, UsageError
 from triptych.exporters.base import ExportSettings
 from triptych.models.feeds import unet_feed
-from triptych.parity.check import Candidate, check
+from triptych.parity.candidate import Candidate
+from triptych.parity.check import check
 from triptych.parity.metrics import rel_l2
 from triptych.parity.recording import Recording, default_settings, record
-from triptych.parity.report import ParityReport, Row
+from triptych.parity.report import CandidateReport, Row
 from triptych.runtimes import make_runtime, runtimes_for
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.checked import open_session
 from triptych.runtimes.openvino import OpenVino
 from triptych.types import Array, ComponentName
-from triptych.workflows.check import declared_precisions
+from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.doctor import diagnose
 from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.runtime_choice import choose_runtime
@@ -52,20 +53,20 @@ def int8_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     return open_bundle(export_bundles(request)["openvino"])
 
 
-def run_check(recording: Recording, bundle: Bundle, runtime: Runtime) -> ParityReport:
+def run_check(recording: Recording, bundle: Bundle, runtime: Runtime) -> CandidateReport:
     settings = runtime.settings if isinstance(runtime, OpenVino) else RuntimeSettings()
     candidate = Candidate(
         bundle=bundle, runtime=runtime, precisions=declared_precisions(bundle, settings)
     )
-    return check(recording, candidate, report=lambda _: None)
+    return check(recording, candidate, report=lambda _: None).report
 
 
-def rows_of(report: ParityReport, stage: str) -> list[Row]:
+def rows_of(report: CandidateReport, stage: str) -> list[Row]:
     return [row for row in report.rows if row.stage == stage]
 
 
 def worst(rows: list[Row]) -> float:
-    return max(row.comparison.rel_l2 for row in rows if row.comparison)
+    return max(row.rel_l2 for row in rows if row.rel_l2 is not None)
 
 
 def predict(bundle: Bundle, runtime: Runtime, *, timestep: float) -> Array:
@@ -167,7 +168,7 @@ def test_an_onnx_bundle_runs_on_both_engines(onnx_bundle: Bundle, recording: Rec
     runtime = choose_runtime(onnx_bundle, "openvino", RuntimeSettings())
     report = run_check(recording, onnx_bundle, runtime)
     assert report.verdict == "passed"
-    assert {execution.runtime for execution in report.candidates.values()} == {"openvino"}
+    assert {execution.runtime for execution in report.executions.values()} == {"openvino"}
 
 
 def test_a_timestep_between_two_integers_is_not_rounded(
@@ -205,12 +206,12 @@ def test_a_nan_in_one_weight_fails_the_check_and_names_the_component(
     plant_nan(folder / component / "openvino_model.xml")
     report = run_check(recording, open_bundle(folder), make_runtime("openvino"))
     assert report.verdict == "failed"
-    failed = [row for row in report.rows if row.verdict == "failed" and row.stage == "component"]
+    failed = [row for row in report.rows if row.verdict == "failed"]
+    assert {row.stage for row in failed} == {"finiteness"}
     assert {row.component for row in failed} == {component}
-    assert {row.case for row in failed} == {
-        case.name for case in recording.cases if case.component == component
-    }
     assert all("NaN" in row.reason for row in failed)
+    measured = {row.component for row in report.rows if row.stage == "component"}
+    assert component not in measured
 
 
 def plant_nan(graph: Path) -> None:

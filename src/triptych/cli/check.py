@@ -17,7 +17,7 @@ from triptych.cli.options import (
     VariantOption,
     runtime_settings,
 )
-from triptych.errors import BackendError, UsageError
+from triptych.errors import BackendError
 
 if TYPE_CHECKING:
     from triptych.parity.report import CandidateReport, ParityReport

@@ -1,18 +1,25 @@
 """A report as lines: one for each stage and component, to be read and to be searched."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from triptych.parity.report import CandidateReport, ParityReport, Row, smallest_passing, worst_rows
 from triptych.types import Precision
 
 
 def candidate_lines(report: CandidateReport) -> Iterator[tuple[Row, str]]:
-    """The worst row of each stage and component, and what it says, without its verdict."""
-    for row in worst_rows(report.rows):
-        if row.verdict == "passed" and row.stage == "contract":
+    """The worst row of each stage and component, and what it says, without its verdict.
+
+    Where a stage has no numbers and nothing to find fault with, one line is for all components.
+    """
+    rows = worst_rows(report.rows)
+    for stage in dict.fromkeys(row.stage for row in rows):
+        of_stage = [row for row in rows if row.stage == stage]
+        if all(row.verdict == "passed" and not row.has_numbers for row in of_stage):
+            yield of_stage[0], _common_line(of_stage)
             continue
-        yield row, verdict_line(row, declared=_declared(report, row))
+        for row in of_stage:
+            yield row, verdict_line(row, declared=_declared(report, row))
 
 
 def verdict_line(row: Row, *, declared: str) -> str:
@@ -52,6 +59,13 @@ def summary_lines(report: ParityReport) -> Iterator[str]:
             f"odd one out: {odd.odd}, {odd.factor:.3g} times as far from the others as they are "
             "from each other"
         )
+
+
+def _common_line(rows: Sequence[Row]) -> str:
+    stage = f"{_words(rows[0].stage):<14}"
+    if rows[0].stage == "precondition":
+        return f"{stage}  {rows[0].case}"
+    return f"{stage}  {', '.join(row.component for row in rows)}"
 
 
 def _place(row: Row) -> Iterator[str]:

@@ -25,7 +25,11 @@ from triptych.parity.golden import is_golden, read_golden
 from triptych.parity.golden_manifest import Profile
 from triptych.parity.limits import coarsest
 from triptych.parity.odd_one_out import find_odd_one_out
-from triptych.parity.preconditions import precondition_texts
+from triptych.parity.preconditions import (
+    bundle_facts,
+    check_preconditions,
+    precondition_texts,
+)
 from triptych.parity.recording import Recording, StageReporter
 from triptych.parity.report import (
     CandidateReport,
@@ -165,6 +169,13 @@ def _reference(
     checkpoint = open_reference(
         request.reference, variant=request.variant, preview_decoder=request.preview_decoder
     )
+    for bundle in bundles:  # before anything runs
+        check_preconditions(
+            bundle_facts(bundle),
+            bundle_facts(checkpoint),
+            candidate=str(bundle.folder),
+            reference=str(request.reference),
+        )
     sizes = [bundle.built_size_px for bundle in bundles if bundle.built_size_px is not None]
     settings = run_settings(
         checkpoint, request.run or RunRequest(), size_px=sizes[0] if sizes else None
