@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from triptych.parity.budget import Budget
-from triptych.parity.floors import FloorTable
+from triptych.parity.floors import FloorTable, arithmetic_of
 from triptych.parity.limits import COMPONENT_REL_L2, TRAJECTORY_REL_L2, guided_limit
 from triptych.parity.report import Row
 from triptych.types import ComponentName, Verdict
@@ -51,8 +51,9 @@ def judged(row: Row, gates: Gates) -> Row:
 
 
 def _limited(row: Row, gates: Gates) -> Row:
-    noise = PASS_RATIO * gates.self_difference.get(row.component, 0.0)
     constant = _constant(row, gates.guidance_scale)
+    # More than that is a fault of its own, and excuses nothing.
+    noise = min(PASS_RATIO * gates.self_difference.get(row.component, 0.0), constant)
     floor = gates.floors.floor_of(row)
     if floor is not None:
         # Where a component was not computed in the class, as the VAE, its floor is 0.
@@ -62,7 +63,7 @@ def _limited(row: Row, gates: Gates) -> Row:
             floor=floor,
             ratio=_ratio(row.rel_l2, floor),
             limit=max(PASS_RATIO * floor, exact),
-            warn_limit=max(WARN_RATIO * floor, exact),
+            warn_limit=max(_warn_ratio(row) * floor, exact),
             limit_source="floor",
         )
     accepted = gates.budget.limit_of(row, runtime=gates.runtime)
@@ -75,6 +76,12 @@ def _limited(row: Row, gates: Gates) -> Row:
         warn_limit=limit,
         limit_source="constant" if accepted is None else "budget",
     )
+
+
+def _warn_ratio(row: Row) -> float:
+    """None for weights that are rounded alike: the error is the same, not only of one size."""
+    is_exact = arithmetic_of(row.precision, row.ran) == "fp16_weights"
+    return PASS_RATIO if is_exact else WARN_RATIO
 
 
 def _constant(row: Row, guidance_scale: float) -> float:

@@ -148,8 +148,8 @@ def _outside_the_networks(rows: Sequence[Row]) -> Iterator[Hint]:
         return
     gain = max((row.gain or 0.0 for row in diverged), default=0.0)
     yield Hint(
-        cause="the run is wrong and not the networks: the solver, the scaling of latents, guidance, "
-        "or a run that branches",
+        cause="the run is wrong and not the networks: the solver, the scaling of latents, "
+        "guidance, or a run that branches",
         evidence=f"from step {diverged[0].step} on, with a gain up to {gain:.2g}",
         confirm="triptych check BUNDLE --reference CHECKPOINT --explain --seed 1",
     )

@@ -269,10 +269,11 @@ def _node_precisions(
         kind = facts.get("runtimePrecision", "")
         if facts.get("layerType") in _NO_ARITHMETIC:
             continue
+        # How it computes ends the kernel's name: "brgemm_avx512_f32".
+        kernel = facts.get("primitiveType", "").rpartition("_")[2].lower()
         tells_weights = kind in ("i8", "u8") and not rounds_activations
-        if kind == "dynamic" or tells_weights:
-            # How it computes ends the kernel's name: "brgemm_avx512_f32".
-            kind = facts.get("primitiveType", "").rpartition("_")[2].lower()
+        if kind == "dynamic" or tells_weights or (kind == "f16" and kernel in _KINDS):
+            kind = kernel
         if kind in _KINDS:
             found[_KINDS[kind]] += 1
     return found
