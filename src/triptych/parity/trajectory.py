@@ -12,16 +12,18 @@ solver, as if the run did not react to them, add up to what F would be; F over t
 Source: Li and van der Schaar 2024, arXiv:2308.05021, who call these modular and cumulative error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BackendError, NonFiniteError
+from triptych.errors import BackendError, NonFiniteError, UsageError
 from triptych.parity.candidate import Candidate
 from triptych.parity.compare import compare
+from triptych.parity.floors import floor_table
+from triptych.parity.gates import Gates, judged
 from triptych.parity.metrics import cosine, rel_l2
 from triptych.parity.recording import Recording
 from triptych.parity.report import Row, Stage, with_comparison
@@ -32,7 +34,7 @@ from triptych.sampling.inpaint import unet_sample, with_kept_part
 from triptych.sampling.network import Network
 from triptych.sampling.pipeline import Prepared, denoise
 from triptych.sampling.schedule import denoised_from_noise_pred
-from triptych.types import Array, Latents, NoisePred
+from triptych.types import Array, Latents, NoisePred, Precision
 
 
 @final
@@ -164,6 +166,49 @@ def self_state_rows(
         yield _step_row(
             about, prepared, index, path.noise_preds[index], expected, tensor="noise_pred"
         )
+
+
+def foreign_run_rows(
+    recording: Recording,
+    latents: Mapping[int, Latents],
+    *,
+    precision: Precision,
+) -> tuple[Row, ...]:
+    """F of a run that another pipeline made: optimum's, GenAI's, Swift's.
+
+    Args:
+        recording: the reference. The other run must have started from its noise.
+        latents: what a callback of the other pipeline saw, by step, counted from 1.
+        precision: the class that it is judged in.
+
+    Raises:
+        UsageError: a step that the reference does not have.
+        TensorMismatchError: latents of another shape.
+    """
+    unknown = [step for step in latents if not 1 <= step < len(recording.latents)]
+    if unknown:
+        raise UsageError(
+            f"latents: got step {unknown[0]}, want 1 to {len(recording.latents) - 1}, the steps of "
+            "the recording."
+        )
+    gates = Gates(
+        runtime="",
+        guidance_scale=recording.settings.guidance_scale,
+        floors=floor_table(recording.floors),
+    )
+    about = Row(
+        stage="free_running", component="unet", case="another pipeline", precision=precision
+    )
+    return tuple(
+        judged(
+            with_comparison(
+                replace(about, step=step),
+                compare(actual, recording.latents[step], component="unet", tensor="latents"),
+            ),
+            gates,
+        )
+        for step, actual in sorted(latents.items())
+    )
 
 
 def stopped_rows(candidate: Candidate, path: Path, *, run: str) -> Iterator[Row]:
