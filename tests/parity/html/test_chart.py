@@ -69,6 +69,25 @@ def test_a_step_without_a_number_is_a_mark_of_its_own_and_breaks_the_line(
     assert "no finite number at [3]" in chart.findtext("desc", "")
 
 
+def test_what_stopped_a_run_is_marked_with_its_reason() -> None:
+    stop = Row(
+        stage="finiteness",
+        component="unet",
+        case="own run",
+        step=6,
+        precision="fp32",
+        verdict="failed",
+        reason="NaN at step 6",
+    )
+    for curves in (run_of(1e-3, 2e-3).curves, ()):
+        chart = drawn(RunCurves(case="", curves=curves, stops=((6, stop),)))
+        (mark,) = (group for group in chart.iter("g") if group.get("class") == "no-number stop")
+        assert mark.findtext("title") == "own run: NaN at step 6"
+        assert "not finite" in [found.text for found in chart.iter("text")]
+        assert "Stopped at step 6." in chart.findtext("desc", "")
+        assert "6" in [found.text for found in chart.iter("text")]
+
+
 def test_every_step_has_a_mark_that_says_its_number() -> None:
     chart = drawn(run_of(1e-3, 0.0, 3e-3))
     titles = [group.findtext("title", "") for group in chart.iter("g")]

@@ -43,9 +43,37 @@ def test_every_run_has_its_curves_by_stage() -> None:
 
 
 def test_where_each_step_is_a_case_they_are_one_run() -> None:
-    (run,) = run_curves([row(1, case="t=999"), row(2, case="t=500"), row(3, case="t=1")])
+    times = ("t=999", "t=500", "t=500", "t=1")  # Heun's evaluates the U-Net twice at one timestep
+    rows = [
+        row(step, stage=stage, case=case)
+        for stage in ("teacher_forced", "free_running")
+        for step, case in enumerate(times, start=1)
+    ]
+    (run,) = run_curves(rows)
     assert run.case == ""
-    assert list(run.curves[0].rows) == [1, 2, 3]
+    assert [list(curve.rows) for curve in run.curves] == [[1, 2, 3, 4]] * 2
+
+
+def test_the_only_run_keeps_its_name() -> None:
+    (run,) = run_curves([row(1), row(2)])
+    assert run.case == "seed 0"
+
+
+def test_what_stopped_a_run_is_kept() -> None:
+    stop = replace(row(3, None, stage="finiteness", case="its own run"), verdict="failed")
+    (run,) = run_curves([row(1), row(2), stop, row(4, stage="finiteness")])
+    assert run.stops == ((3, stop),)
+    (lost,) = run_curves([stop])
+    assert (lost.curves, lost.stops) == ((), ((3, stop),))
+
+
+def test_what_stopped_one_of_several_runs_is_that_run_s() -> None:
+    runs = [row(1, case=case) for case in ("seed 0", "seed 1")]
+    stop = replace(row(2, None, stage="finiteness", case="seed 1"), verdict="failed")
+    first, second = run_curves([*runs, stop])
+    assert (first.stops, second.stops) == ((), ((2, stop),))
+    unnamed = replace(stop, case="somewhere")
+    assert [run.stops for run in run_curves([*runs, unnamed])] == [((2, unnamed),)] * 2
 
 
 @pytest.mark.parametrize("order", [1, -1])

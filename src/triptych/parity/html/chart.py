@@ -53,7 +53,9 @@ class Axes:
 
 def common_axes(runs: Iterable[RunCurves]) -> Axes:
     """Axes that hold every error, limit and floor of these runs."""
-    pairs = [pair for run in runs for curve in run.curves for pair in curve.rows.items()]
+    found = list(runs)
+    pairs = [pair for run in found for curve in run.curves for pair in curve.rows.items()]
+    stops = [step for run in found for step, _ in run.stops]
     values = [
         value
         for _, row in pairs
@@ -63,7 +65,9 @@ def common_axes(runs: Iterable[RunCurves]) -> Axes:
     low = math.floor(math.log10(min(values, default=1e-6)))
     high = math.ceil(math.log10(max(values, default=1.0)))
     return Axes(
-        num_steps=max((step for step, _ in pairs), default=1), low=low, high=max(high, low + 1)
+        num_steps=max([1, *(step for step, _ in pairs), *stops]),
+        low=low,
+        high=max(high, low + 1),
     )
 
 
@@ -76,17 +80,18 @@ def curve_chart(run: RunCurves, axes: Axes, *, title: str, identifier: str) -> H
         title: who ran it.
         identifier: unique in the page.
     """
-    description = " ".join(_curve_words(curve) for curve in run.curves)
+    words = [_curve_words(curve) for curve in run.curves]
+    description = " ".join([*words, *(f"Stopped at step {step}." for step, _ in run.stops)])
     return Html(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-labelledby="{identifier}-title {identifier}-words">\n'
         f'<title id="{identifier}-title">{text(f"Relative L2 by step: {title}")}</title>\n'
         f'<desc id="{identifier}-words">{text(description)}</desc>\n'
-        f"{_grid(axes)}\n{_no_number_line(run.curves)}\n"
+        f"{_grid(axes)}\n{_no_number_line(run)}\n"
         f"{join(_limits(curve, axes) for curve in run.curves)}\n"
         f"{join(_line(curve, axes) for curve in run.curves)}\n"
         f"{_end_labels(run.curves, axes)}\n"
-        f"{join(_marks(curve, axes) for curve in run.curves)}\n</svg>"
+        f"{join(_marks(curve, axes) for curve in run.curves)}\n{_stops(run, axes)}\n</svg>"
     )
 
 
@@ -166,20 +171,34 @@ def _marks(curve: Curve, axes: Axes) -> Html:
             continue
         x += 14 * (CURVE_STAGES.index(curve.stage) - 1)
         parts.append(
-            f'<g class="no-number {curve.stage}"><title>{shown}</title>'
-            f'<path d="M{x - 4:.1f} {_NO_NUMBER_Y - 4}l8 8m0 -8l-8 8"/>'
+            f'<g class="no-number {curve.stage}"><title>{shown}</title>{_cross(x)}'
             f'<text x="{x:.1f}" y="{_NO_NUMBER_Y - 9}" text-anchor="middle">'
             f"{STAGE_LETTERS[curve.stage]}</text></g>"
         )
     return Html("\n".join(parts))
 
 
-def _no_number_line(curves: Sequence[Curve]) -> Html:
+def _stops(run: RunCurves, axes: Axes) -> Html:
+    """What ended a run: NaN comes out of a network before there is an error to draw."""
+    parts = [
+        f'<g class="no-number stop"><title>{text(f"{row.case}: {row.reason}")}</title>'
+        f"{_cross(axes.x(step) + 12 * place)}</g>"
+        for place, (step, row) in enumerate(run.stops)
+    ]
+    return Html("\n".join(parts))
+
+
+def _cross(x: float) -> Html:
+    return Html(f'<path d="M{x - 4:.1f} {_NO_NUMBER_Y - 4}l8 8m0 -8l-8 8"/>')
+
+
+def _no_number_line(run: RunCurves) -> Html:
     """The line on which marks stand that have no place on a logarithmic axis."""
-    lost = [row for curve in curves for row in curve.rows.values() if not _is_drawn(row)]
-    if not lost:
+    lost = [row for curve in run.curves for row in curve.rows.values() if not _is_drawn(row)]
+    if not lost and not run.stops:
         return Html("")
-    word = "not measured" if all(row.rel_l2 is None for row in lost) else "not finite"
+    is_measured = run.stops or any(row.rel_l2 is not None for row in lost)
+    word = "not finite" if is_measured else "not measured"
     return Html(
         f'<path class="grid" d="M{_LEFT} {_NO_NUMBER_Y}H{_WIDTH - _RIGHT}"/>'
         f'<text x="{_WIDTH - _RIGHT + 6}" y="{_NO_NUMBER_Y + 4}">{word}</text>'

@@ -1,7 +1,7 @@
 """Which rows of a candidate make the lines of its charts: error over steps, a line a stage."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -34,32 +34,52 @@ class RunCurves:
     """The lines of one run, which share a chart.
 
     Attributes:
-        case: what was run; empty where the rows tell of one run alone.
+        case: what was run; empty where the rows give it no name.
         curves: a line for each stage that was looked at.
+        stops: what ended the run before its end, by its step.
     """
 
     case: str
     curves: tuple[Curve, ...]
+    stops: tuple[tuple[int, Row], ...] = ()
 
 
-def run_curves(rows: Iterable[Row]) -> tuple[RunCurves, ...]:
+def run_curves(rows: Sequence[Row]) -> tuple[RunCurves, ...]:
     """The curves of all runs, in the order in which the rows name them."""
-    stepped = [
-        (row.step, row) for row in rows if row.stage in CURVE_STAGES and row.step is not None
-    ]
-    has_runs = _cases_are_runs(stepped)
-    by_run: dict[str, list[tuple[int, Row]]] = {}
-    for step, row in stepped:
-        by_run.setdefault(row.case if has_runs else "", []).append((step, row))
-    return tuple(RunCurves(case=case, curves=_curves(found)) for case, found in by_run.items())
+    stepped = [(row.step, row) for row in rows if row.step is not None]
+    drawn = [(step, row) for step, row in stepped if row.stage in CURVE_STAGES]
+    stops = tuple(
+        (step, row)
+        for step, row in stepped
+        if row.stage == "finiteness" and row.verdict == "failed"
+    )
+    names = list(dict.fromkeys(row.case for _, row in drawn))
+    if not _are_runs(drawn):
+        if not drawn and not stops:
+            return ()
+        name = names[0] if len(names) == 1 else ""
+        return (RunCurves(case=name, curves=_curves(drawn), stops=stops),)
+    return tuple(
+        RunCurves(
+            case=name,
+            curves=_curves([(step, row) for step, row in drawn if row.case == name]),
+            stops=tuple(
+                stop for stop in stops if stop[1].case == name or stop[1].case not in names
+            ),
+        )
+        for name in names
+    )
 
 
-def _cases_are_runs(stepped: Sequence[tuple[int, Row]]) -> bool:
-    """Whether a case goes on over several steps; otherwise each step is a case of one run."""
-    steps: dict[tuple[Stage, str], set[int]] = {}
-    for step, row in stepped:
-        steps.setdefault((row.stage, row.case), set()).add(step)
-    return any(len(found) > 1 for found in steps.values())
+def _are_runs(drawn: Sequence[tuple[int, Row]]) -> bool:
+    """Whether cases name several runs: one stage has one step in two of them.
+
+    Otherwise they name the steps of one.
+    """
+    cases: dict[tuple[Stage, int], set[str]] = {}
+    for step, row in drawn:
+        cases.setdefault((row.stage, step), set()).add(row.case)
+    return any(len(found) > 1 for found in cases.values())
 
 
 def _curves(stepped: Sequence[tuple[int, Row]]) -> tuple[Curve, ...]:
