@@ -7,6 +7,7 @@ import typer
 
 import triptych
 from triptych.cli.check import check
+from triptych.cli.compare import compare
 from triptych.cli.console import fail
 from triptych.cli.demo import demo
 from triptych.cli.doctor import doctor
@@ -33,6 +34,7 @@ for command in (
     generate,
     schedulers,
     check,
+    compare,
     inspect,
     doctor,
     tiny_checkpoint,

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Literal, TypeAlias, get_args
 
+import msgspec
+
 from triptych.parity.fingerprint import CPU_FEATURES, PACKAGES
 from triptych.parity.report import ParityReport, Row
 from triptych.runtimes.base import Execution
@@ -22,10 +24,14 @@ FACT_KINDS: tuple[FactKind, ...] = get_args(FactKind)
 """Most likely to change numbers first."""
 
 Facts: TypeAlias = dict[FactKind, dict[str, str]]
-"""Values by kind and name. What a document does not tell is not there."""
+"""Values by kind and name. What a document does not tell is not there; an environment that is there
+is told in full."""
 
 ENGINE_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "coremltools")
 """Those of `fingerprint.PACKAGES` that run networks."""
+
+_LINE = 64
+"""Characters."""
 
 _MACHINE = {
     "processor": "processor",
@@ -65,7 +71,10 @@ def document_facts(document: Mapping[str, object]) -> Facts:
     probes = [_mapping(probe) for probe in engines] if isinstance(engines, list) else []
     fingerprint = _mapping(document.get("fingerprint")) or (document if probes else {})
     facts = fingerprint_facts(fingerprint)
-    facts["precondition"] = _texts(document.get("preconditions"))
+    facts["precondition"] = {
+        name: _precondition_text(value)
+        for name, value in _mapping(document.get("preconditions")).items()
+    }
     facts["setting"] = _texts(document.get("settings"))
     facts["execution"] = {}
     for probe in probes:
@@ -80,6 +89,18 @@ def document_facts(document: Mapping[str, object]) -> Facts:
         for name, version in _texts(probe.get("versions")).items():
             facts["engine" if name in ENGINE_PACKAGES else "package"].setdefault(name, version)
     return facts
+
+
+def golden_facts(document: Mapping[str, object]) -> Facts:
+    """What a golden's manifest tells of the machine that it was recorded on."""
+    if "preconditions" not in document:
+        return {}
+    facts = fingerprint_facts(_mapping(document.get("fingerprint")))
+    try:
+        execution = msgspec.convert(document.get("execution"), Execution)
+    except msgspec.ValidationError:
+        return facts
+    return {**facts, "execution": dict(_execution_facts("unet", {"unet": execution}))}
 
 
 def fingerprint_facts(fingerprint: Mapping[str, object]) -> Facts:
@@ -97,12 +118,14 @@ def fingerprint_facts(fingerprint: Mapping[str, object]) -> Facts:
     for name in ("triptych", "python"):
         if name in fingerprint:
             versions[name] = value_text(fingerprint[name])
-    return {
+    facts: Facts = {
         "engine": {name: found for name, found in versions.items() if name in ENGINE_PACKAGES},
         "machine": machine,
-        "environment": _texts(fingerprint.get("environment")),
         "package": {name: found for name, found in versions.items() if name not in ENGINE_PACKAGES},
     }
+    if "environment" in fingerprint:
+        facts["environment"] = _texts(fingerprint["environment"])
+    return facts
 
 
 def value_text(value: object) -> str:
@@ -110,6 +133,14 @@ def value_text(value: object) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _precondition_text(value: object) -> str:
+    """A precondition as a report holds it: JSON, and of what is longer than a line the hash."""
+    text = json.dumps(value)
+    if len(text) <= _LINE:
+        return text
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _execution_facts(
