@@ -228,7 +228,7 @@ def test_rows_that_changed_their_verdict_come_first_then_the_largest_factor() ->
     found = find_differences(before, after)
     assert [one.name.split()[1] for one in found] == ["verdict", "much", "nearer", "a"]
     assert (found[0].first, found[0].second) == ("passed 1.00e-06", "failed 2.00e-06")
-    assert found[1].why == "1e+03 times further from the reference"
+    assert found[1].why == "1,000 times further from the reference"
     assert found[2].why == "100 times nearer to the reference"
 
 

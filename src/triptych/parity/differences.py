@@ -166,8 +166,12 @@ def _factor_words(factor: float) -> str:
     if not math.isfinite(factor) or factor == 0:
         return "no factor lies between these"
     if factor < 1:
-        return f"{1 / factor:.3g} times nearer to the reference"
-    return f"{factor:.3g} times further from the reference"
+        return f"{_times(1 / factor)} nearer to the reference"
+    return f"{_times(factor)} further from the reference"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if factor >= 100 else f"{factor:.2g} times"
 
 
 def _result(row: Row | None) -> str:

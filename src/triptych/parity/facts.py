@@ -50,7 +50,7 @@ def report_facts(report: ParityReport) -> Facts:
     for candidate in report.candidates:
         facts["precondition"].update(_feed_facts(candidate.rows))
         facts["execution"].update(_execution_facts(candidate.runtime, candidate.executions))
-    facts["setting"]["engines"] = ", ".join(
+    facts["execution"]["engines"] = ", ".join(
         sorted(candidate.runtime for candidate in report.candidates)
     )
     return facts

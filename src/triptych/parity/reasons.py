@@ -36,12 +36,11 @@ _REASONS: dict[FactKind, tuple[tuple[str, Reason], ...]] = {
         (r"feeds of", Reason(weight=1, why="other inputs were fed")),
         (r"", Reason(weight=0, why="not the same run: other numbers are to be expected")),
     ),
-    "setting": (
-        (r"^engines$", Reason(weight=1, why="rows of one alone have no counterpart")),
-        (r"", Reason(weight=0, why="another run: other numbers are to be expected")),
-    ),
+    "setting": ((r"", Reason(weight=0, why="another run: other numbers are to be expected")),),
     "execution": (
-        (r"threads|nodes|loaded_from_cache", _ROUNDING),
+        (r"^engines$", Reason(weight=7, why="rows of one alone have no counterpart")),
+        (r" nodes$", Reason(weight=1, why="how many operators ran in what")),
+        (r"threads|loaded_from_cache", _ROUNDING),
         (r" version$", Reason(weight=4, why="another engine: other kernels")),
         (r" device$", Reason(weight=2, why="another device: other kernels")),
         (r"", Reason(weight=3, why="an engine's option: other arithmetic or other fusions")),

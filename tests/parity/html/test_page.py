@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from typing_extensions import override
 
-from triptych.parity.html.evidence import rows_table
+from triptych.parity.html.evidence import rows_table, worst_table
 from triptych.parity.html.page import report_page
 from triptych.parity.report import CandidateReport, Hint, ParityReport, Row
 from triptych.types import ImagePixels, Verdict
@@ -195,6 +195,17 @@ FULL_ROW = Row(
 )
 OTHERS = {"stage": "image", "component": "vae_decoder", "case": "b", "precision": "fp16"}
 """For fields that every row has."""
+
+
+def test_a_stage_that_passed_without_numbers_is_one_line() -> None:
+    plain = Row(stage="finiteness", component="unet", case="every feed", precision="fp32")
+    passed = [
+        replace(plain, component=name, verdict="passed") for name in ("text_encoder", "vae_decoder")
+    ]
+    assert worst_table(passed).count("<tr>") == 2
+    assert "<td>text_encoder, vae_decoder</td>" in worst_table(passed)
+    assert worst_table([*passed, replace(plain, verdict="failed")]).count("<tr>") == 4
+    assert worst_table([*passed, replace(plain, verdict="passed", rel_l2=0.0)]).count("<tr>") == 4
 
 
 @pytest.mark.parametrize("field", fields(Row), ids=lambda field: field.name)

@@ -1,7 +1,7 @@
 """What one candidate's check found: its worst rows, what it ran on, what may be wrong, all rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from triptych.parity.html.markup import (
     NOTHING,
@@ -48,7 +48,10 @@ def candidate_section(candidate: CandidateReport, *, identifier: str) -> Html:
 
 
 def worst_table(rows: Sequence[Row]) -> Html:
-    """For each stage and component the row that is furthest from passing."""
+    """For each stage and component the row that is furthest from passing.
+
+    A stage without numbers, in which every component passed, is one line.
+    """
     passing = smallest_passing(rows)
     return table(
         "The worst of each stage and component",
@@ -57,7 +60,7 @@ def worst_table(rows: Sequence[Row]) -> Html:
         (
             (
                 words(row.stage),
-                text(row.component),
+                components,
                 verdict_badge(row.verdict),
                 number(row.rel_l2),
                 number(row.limit),
@@ -70,10 +73,20 @@ def worst_table(rows: Sequence[Row]) -> Html:
                 _case(row),
                 _named(row.reason),
             )
-            for row in worst_rows(rows)
+            for components, row in _condensed(worst_rows(rows))
         ),
         numeric=("rel. L2", "floor", "ratio", "limit", "would pass at"),
     )  # fmt: skip
+
+
+def _condensed(rows: Sequence[Row]) -> Iterator[tuple[Html, Row]]:
+    """Rows with the components that they speak for."""
+    for stage in dict.fromkeys(row.stage for row in rows):
+        found = [row for row in rows if row.stage == stage]
+        if all(row.verdict == "passed" and not row.has_numbers for row in found):
+            yield text(", ".join(row.component for row in found)), found[0]
+        else:
+            yield from ((text(row.component), row) for row in found)
 
 
 def _passing(limit: float | None) -> Html:
