@@ -197,6 +197,13 @@ OTHERS = {"stage": "image", "component": "vae_decoder", "case": "b", "precision"
 """For fields that every row has."""
 
 
+def test_what_stopped_a_run_is_said_in_words(parity_report: ParityReport) -> None:
+    stop = replace(FULL_ROW, stage="finiteness", step=6, case="its <own> run", verdict="failed")
+    page = lone(parity_report, stop)
+    assert '<p class="failed-text">✗ Stopped at step 6: its &lt;own&gt; run</p>' in page
+    read(page)
+
+
 def test_a_stage_that_passed_without_numbers_is_one_line() -> None:
     plain = Row(stage="finiteness", component="unet", case="every feed", precision="fp32")
     passed = [

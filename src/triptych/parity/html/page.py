@@ -222,10 +222,14 @@ def _curves_section(report: ParityReport) -> Html:
 
 def _chart_figure(candidate: CandidateReport, run: RunCurves, chart: Html) -> Html:
     case = f", {run.case}" if run.case else ""
+    stops = join(
+        Html(f'<p class="failed-text">✗ Stopped at step {step}: {text(row.case)}</p>')
+        for step, row in run.stops
+    )
     return Html(
         f"<figure>\n<figcaption><strong>{text(candidate.runtime)}</strong>{text(case)} "
         f"{verdict_badge(candidate.verdict)}</figcaption>\n"
-        f"{chart}\n</figure>"
+        f"{chart}\n{stops}\n</figure>"
     )
 
 
