@@ -35,6 +35,10 @@ def test_markup_in_text_is_text() -> None:
     assert text('<b title="x">&') == "&lt;b title=&quot;x&quot;&gt;&amp;"
 
 
+def test_what_utf_8_cannot_hold_does_not_keep_a_page_from_being_written() -> None:
+    assert text("caf\udce9") == "caf?"
+
+
 def test_a_table_names_its_columns_and_rows() -> None:
     found = table("<all>", ("name", "n"), [(text("a"), Html("1"))], numeric=("n",))
     assert "<caption>&lt;all&gt;</caption>" in found

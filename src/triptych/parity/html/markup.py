@@ -22,8 +22,11 @@ NOTHING = Html('<span class="nothing">-</span>')
 
 
 def text(value: str | int) -> Html:
-    """Anything as text: what looks like markup in it is shown, not obeyed."""
-    return Html(html.escape(str(value)))
+    """Anything as text: what looks like markup in it is shown, not obeyed.
+
+    Half a surrogate pair, as Python reads a file's name that is no UTF-8, becomes a question mark.
+    """
+    return Html(html.escape(str(value).encode("utf-8", "replace").decode("utf-8")))
 
 
 def join(parts: Iterable[Html], *, between: str = "\n") -> Html:
