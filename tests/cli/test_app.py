@@ -7,7 +7,17 @@ import sys
 import pytest
 
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "coremltools")
-COMMANDS = ("export", "encode", "sample", "check", "inspect", "doctor", "tiny-checkpoint", "demo")
+COMMANDS = (
+    "export",
+    "encode",
+    "sample",
+    "check",
+    "compare",
+    "inspect",
+    "doctor",
+    "tiny-checkpoint",
+    "demo",
+)
 
 WITHOUT_FRAMEWORKS = f"""
 import sys

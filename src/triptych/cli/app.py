@@ -7,6 +7,7 @@ import typer
 
 import triptych
 from triptych.cli.check import check
+from triptych.cli.compare import compare
 from triptych.cli.console import fail
 from triptych.cli.demo import demo
 from triptych.cli.doctor import doctor
@@ -35,6 +36,7 @@ for command in (
     schedulers,
     record,
     check,
+    compare,
     inspect,
     doctor,
     tiny_checkpoint,
