@@ -177,7 +177,7 @@ def _write(
     if json is not None and json != "-":
         write_file(Path(json), json_text(report_document(outcome.report)).encode())
     if html is not None:
-        from triptych.parity.html import report_page
+        from triptych.parity.html.page import report_page
 
         write_file(html, report_page(outcome.report, pictures=outcome.pictures).encode())
     if junit is not None:

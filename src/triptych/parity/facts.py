@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from triptych.parity.fingerprint import CPU_FEATURES, PACKAGES
+from triptych.parity.preconditions import precondition_texts
 from triptych.parity.report import ParityReport, Row
 from triptych.runtimes.base import Execution
 from triptych.types import ComponentName
@@ -29,9 +30,6 @@ is told in full."""
 
 ENGINE_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "coremltools")
 """Those of `fingerprint.PACKAGES` that run networks."""
-
-_LINE = 64
-"""Characters."""
 
 _MACHINE = {
     "processor": "processor",
@@ -71,10 +69,7 @@ def document_facts(document: Mapping[str, object]) -> Facts:
     probes = [_mapping(probe) for probe in engines] if isinstance(engines, list) else []
     fingerprint = _mapping(document.get("fingerprint")) or (document if probes else {})
     facts = fingerprint_facts(fingerprint)
-    facts["precondition"] = {
-        name: _precondition_text(value)
-        for name, value in _mapping(document.get("preconditions")).items()
-    }
+    facts["precondition"] = precondition_texts(_mapping(document.get("preconditions")))
     facts["setting"] = _texts(document.get("settings"))
     facts["execution"] = {}
     for probe in probes:
@@ -133,14 +128,6 @@ def value_text(value: object) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _precondition_text(value: object) -> str:
-    """A precondition as a report holds it: JSON, and of what is longer than a line the hash."""
-    text = json.dumps(value)
-    if len(text) <= _LINE:
-        return text
-    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _execution_facts(
