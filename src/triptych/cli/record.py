@@ -51,10 +51,10 @@ def record(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the run's noise.")] = 0,
     height_px: Annotated[
-        int | None, typer.Option("--height", min=8, help="Pixels. Default: the model's own.")
+        int | None, typer.Option("--height-px", min=8, help="Pixels. Default: the model's own.")
     ] = None,
     width_px: Annotated[
-        int | None, typer.Option("--width", min=8, help="Pixels. Default: the model's own.")
+        int | None, typer.Option("--width-px", min=8, help="Pixels. Default: the model's own.")
     ] = None,
     num_threads: ThreadsOption = None,
     preview_decoder: PreviewDecoderOption = None,

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from triptych.parity.metrics import check_comparable, rms
-from triptych.types import Array, ImageFloats
+from triptych.types import Array
 
 SPAN = 2.0
 """From black to white of what SDXL's VAE decodes, -1 to 1."""
@@ -19,7 +19,7 @@ _SIGMA_PX = 1.5
 _K1, _K2 = 0.01, 0.03
 
 
-def image_psnr_db(actual: ImageFloats, expected: ImageFloats) -> float:
+def image_psnr_db(actual: Array, expected: Array) -> float:
     """Peak signal-to-noise ratio in dB; higher is closer, +inf when equal.
 
     20·log10(2 / rms(actual - expected)): the peak is the span of a picture's values, whatever is in
@@ -36,8 +36,8 @@ def image_psnr_db(actual: ImageFloats, expected: ImageFloats) -> float:
     return math.inf if error == 0 else 20 * math.log10(SPAN / error)
 
 
-def ssim(actual: ImageFloats, expected: ImageFloats) -> float:
-    """Structural similarity, at most 1, which is equal; higher is closer.
+def ssim(actual: Array, expected: Array) -> float:
+    """Structural similarity of pictures [..., height, width], at most 1, which is equal.
 
     Luminance, contrast and structure in a Gaussian window of 11 pixels (sigma 1.5), for each
     colour, averaged over all windows that lie inside the picture. NaN when anything is not finite,

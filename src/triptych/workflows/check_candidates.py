@@ -78,7 +78,20 @@ def stored_precision(artifact: Artifact) -> Precision:
     """
     if artifact.format == "diffusers":
         return "fp32"  # as the pytorch runtime loads them unless another is asked for
-    dtypes = make_exporter(artifact.format).describe(*artifact.paths).weight_dtypes
+    return _of_most(_weight_dtypes(artifact), artifact)
+
+
+def _weight_dtypes(artifact: Artifact) -> Mapping[str, int]:
+    """Read from the file; where there is no package to read it with, as the manifest has them."""
+    try:
+        return make_exporter(artifact.format).describe(*artifact.paths).weight_dtypes
+    except MissingDependencyError:
+        if artifact.record is None:
+            raise
+        return artifact.record.weight_dtypes
+
+
+def _of_most(dtypes: Mapping[str, int], artifact: Artifact) -> Precision:
     known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
     if not known:
         raise BrokenInputError(
@@ -124,10 +137,7 @@ def _candidate(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> C
 
 
 def _stored_precisions(bundle: Bundle) -> dict[ComponentName, Precision]:
-    """Read back from the files, where there is a manifest to compare with and a package to read."""
+    """Read back, where there is a manifest to compare with."""
     if bundle.manifest is None:
         return {}
-    try:
-        return {name: stored_precision(artifact) for name, artifact in bundle.artifacts.items()}
-    except MissingDependencyError:
-        return {}
+    return {name: stored_precision(artifact) for name, artifact in bundle.artifacts.items()}

@@ -1,0 +1,177 @@
+"""L, F and S, gain, and what the errors of single steps add up to."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from triptych.bundle.bundle import Artifact, Bundle
+from triptych.parity.candidate import Candidate
+from triptych.parity.check import CheckOptions, check
+from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.report import CandidateReport, Row, Stage
+from triptych.runtimes import make_runtime
+from triptych.runtimes.base import Execution, Probe, Runtime, RuntimeSettings, Session
+from triptych.tensors import TensorSpec
+from triptych.types import Array, FormatName, TensorMap
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+def engine() -> Runtime:
+    return make_runtime("pytorch", RuntimeSettings(num_threads=1))
+
+
+@pytest.fixture(scope="module")
+def recording(checkpoint_bundle: Bundle) -> Recording:
+    """Without guidance, so that an error planted in a prediction is the step's error."""
+    settings = replace(
+        default_settings(checkpoint_bundle.config, num_inference_steps=STEPS),
+        guidance_scale=1.0,
+        height_px=64,
+        width_px=64,
+    )
+    return record(checkpoint_bundle, engine(), settings, report=lambda _: None)
+
+
+@dataclass
+class Shifted:
+    """PyTorch whose U-Net adds noise of a given size to its prediction."""
+
+    size: float
+    is_constant: bool
+    runtime: Runtime = field(default_factory=engine)
+    name: str = "shifted"
+
+    @property
+    def formats(self) -> tuple[FormatName, ...]:
+        return self.runtime.formats
+
+    def probe(self) -> Probe:
+        return self.runtime.probe()
+
+    def open(self, artifact: Artifact) -> Session:
+        session = self.runtime.open(artifact)
+        return ShiftedSession(session, self) if artifact.spec.name == "unet" else session
+
+
+class ShiftedSession:
+    def __init__(self, session: Session, how: Shifted) -> None:
+        self._session = session
+        self._how = how
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.outputs
+
+    @property
+    def execution(self) -> Execution:
+        return self._session.execution
+
+    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
+        found = self._session.run(feed, outputs)
+        timestep = int(np.ravel(feed["timestep"])[0])
+        random = np.random.default_rng(0 if self._how.is_constant else timestep)
+        return {
+            name: (value + self._how.size * random.standard_normal(value.shape)).astype(value.dtype)
+            for name, value in found.items()
+        }
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def check_shifted(
+    recording: Recording, bundle: Bundle, *, size: float, constant: bool, explain: bool = False
+) -> CandidateReport:
+    candidate = Candidate(
+        bundle=bundle,
+        runtime=Shifted(size=size, is_constant=constant),
+        precisions=dict.fromkeys(bundle.artifacts, "fp32"),
+    )
+    options = CheckOptions(
+        reference=bundle if explain else None, reference_runtime=engine() if explain else None
+    )
+    return check(recording, candidate, options=options, report=lambda _: None).report
+
+
+def rows(report: CandidateReport, stage: Stage) -> list[Row]:
+    return [row for row in report.rows if row.stage == stage]
+
+
+def numbers(found: list[Row], name: str) -> list[float]:
+    return [getattr(row, name) for row in found if getattr(row, name) is not None]
+
+
+def test_a_constant_error_and_a_random_one_are_told_apart(
+    recording: Recording, checkpoint_bundle: Bundle
+) -> None:
+    constant = check_shifted(recording, checkpoint_bundle, size=1e-3, constant=True)
+    random = check_shifted(recording, checkpoint_bundle, size=1e-3, constant=False)
+    cosines = numbers(rows(constant, "teacher_forced"), "error_cosine")
+    assert len(cosines) == STEPS - 1  # the first step has none before it
+    assert min(cosines) > 0.99
+    scattered = numbers(rows(random, "teacher_forced"), "error_cosine")
+    assert all(abs(cosine) < 0.3 for cosine in scattered)
+    causes = {hint.cause for hint in constant.hints}
+    assert any("a constant is wrong" in cause for cause in causes)
+    assert not any("a constant is wrong" in hint.cause for hint in random.hints)
+
+
+def test_steps_errors_add_up_as_euler_adds_them(
+    recording: Recording, checkpoint_bundle: Bundle
+) -> None:
+    """A_n is the sum of (sigma_next - sigma) times each step's own error."""
+    report = check_shifted(recording, checkpoint_bundle, size=1e-3, constant=True)
+    sigmas = np.array(recording.preconditions["sigmas"])
+    error = 1e-3 * np.random.default_rng(0).standard_normal(recording.latents[0].shape)
+    for row, reached in zip(rows(report, "free_running"), recording.latents[1:], strict=True):
+        assert row.step is not None
+        total = (sigmas[row.step] - sigmas[0]) * error
+        expected = np.linalg.norm(total) / np.linalg.norm(reached)
+        assert row.additive_rel_l2 is not None
+        assert row.additive_rel_l2 == pytest.approx(expected, rel=0.05)
+        assert row.gain is not None
+        assert row.rel_l2 == pytest.approx(row.gain * row.additive_rel_l2)
+        assert 0.2 < row.gain < 5
+
+
+def test_the_model_s_own_error_is_the_same_wherever_it_is(
+    recording: Recording, checkpoint_bundle: Bundle
+) -> None:
+    """S is the planted error again, though F has moved the latents elsewhere."""
+    report = check_shifted(recording, checkpoint_bundle, size=1e-2, constant=True, explain=True)
+    own = rows(report, "self_state")
+    assert [row.step for row in own] == [1, 2, 3, 4]
+    for row in own:
+        assert row.rel_l2 is not None
+        assert row.rms_expected is not None
+        assert row.rel_l2 * row.rms_expected == pytest.approx(1e-2, rel=0.1)
+
+
+def test_s_is_looked_at_only_on_request(recording: Recording, checkpoint_bundle: Bundle) -> None:
+    report = check_shifted(recording, checkpoint_bundle, size=0.0, constant=True)
+    assert rows(report, "self_state") == []
+    assert report.verdict == "passed"
+    assert report.first_divergent_step is None
+
+
+def test_every_step_says_where_it_is(recording: Recording, checkpoint_bundle: Bundle) -> None:
+    report = check_shifted(recording, checkpoint_bundle, size=1e-2, constant=True)
+    for stage in ("teacher_forced", "free_running"):
+        found = rows(report, stage)
+        assert [row.step for row in found] == [1, 2, 3, 4]
+        assert numbers(found, "timestep") == recording.preconditions["timesteps"]
+        assert numbers(found, "sigma") == pytest.approx(
+            list(np.array(recording.preconditions["sigmas"])[:-1])
+        )
+    assert report.first_divergent_step == 1
+    denoised = numbers(rows(report, "free_running"), "denoised_rel_l2")
+    assert len(denoised) == STEPS
+    assert all(value > 0 for value in denoised)
