@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BackendError, BlankPictureError, NonFiniteError
+from triptych.errors import BackendError, BlankPictureError, IncomparableError, NonFiniteError
 from triptych.parity.budget import Budget
 from triptych.parity.candidate import Candidate
 from triptych.parity.compare import compare
@@ -132,6 +132,7 @@ def check(
     wanted = options or CheckOptions()
     run = _Run(recording=recording, candidate=candidate, options=wanted, report=report)
     _check_ground(run, bundle_facts(candidate.bundle))
+    _check_size(run)
     prepared, ground = _prepared(run)
     components = {name: _component(run, name) for name in candidate.bundle.config.components}
     executions = {
@@ -260,6 +261,18 @@ def _check_ground(run: _Run, facts: Mapping[str, Fact]) -> None:
         candidate=str(run.candidate.bundle.folder),
         reference=run.options.reference_name,
     )
+
+
+def _check_size(run: _Run) -> None:
+    """Refuse a graph of fixed shapes that makes pictures of another size."""
+    built, recorded = run.candidate.bundle.built_size_px, run.recording.image.shape[2:]
+    if built is not None and built != recorded:
+        made, wanted = (f"{height} x {width}" for height, width in (built, recorded))
+        raise IncomparableError(
+            candidate=str(run.candidate.bundle.folder),
+            reference=run.options.reference_name,
+            differences=(f"the pictures' size, {made} px and {wanted} px (height x width)",),
+        )
 
 
 def _trajectory(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from triptych.parity.floors import arithmetic_of
 from triptych.parity.report import CandidateReport, ParityReport, Row, smallest_passing, worst_rows
 from triptych.types import Precision
 
@@ -28,7 +29,8 @@ def verdict_line(row: Row, *, declared: str) -> str:
     if row.rel_l2 is not None:
         numbers.append(f"rel-L2 {_number(row.rel_l2)}")
     if row.floor is not None:
-        numbers.append(f"floor({row.precision}) {_number(row.floor)}")
+        arithmetic = arithmetic_of(row.precision, row.ran) or row.precision
+        numbers.append(f"floor({arithmetic.replace('_', ' ')}) {_number(row.floor)}")
     if row.ratio is not None:
         numbers.append(f"ratio {row.ratio:.2g}")
     if row.limit is not None:

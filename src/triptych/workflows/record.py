@@ -150,13 +150,19 @@ def run_settings(
         bundle: the reference.
         run: what is asked for.
         size_px: height and width that a candidate makes and no other, where none is asked for.
+
+    Raises:
+        UsageError: a height without a width, or the other way round.
     """
-    is_sized = run.height_px is not None and run.width_px is not None
+    if (run.height_px is None) != (run.width_px is None):
+        raise UsageError("size: got one of --height-px and --width-px, want both or neither.")
+    if run.height_px is not None and run.width_px is not None:
+        size_px = run.height_px, run.width_px
     usual = default_settings(
         bundle.config,
         num_inference_steps=run.num_inference_steps,
         seed=run.seed,
-        size_px=(run.height_px or 0, run.width_px or 0) if is_sized else size_px,
+        size_px=size_px,
     )
     return replace(
         usual,
