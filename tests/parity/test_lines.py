@@ -91,7 +91,9 @@ def test_the_summary_names_the_limits_that_would_pass(
         replace(candidate, first_divergent_step=step) for candidate in parity_report.candidates
     )
     lines = list(summary_lines(replace(parity_report, candidates=candidates)))
-    for candidate in candidates:
+    measured = [candidate for candidate in candidates if any(row.limit for row in candidate.rows)]
+    assert measured
+    for candidate in measured:
         assert any(
             line.startswith(f"{candidate.runtime}: smallest limits that would pass: ")
             for line in lines
