@@ -75,6 +75,25 @@ def test_the_dataset_guide_s_commands_run_as_written(onnx_folder: Path, tmp_path
     assert not list((tmp_path / "output").glob("proxy*"))
 
 
+@pytest.mark.slow
+def test_the_parity_guide_s_commands_run_as_written(
+    checkpoint: Path, onnx_folder: Path, openvino_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "CHECKPOINT").symlink_to(checkpoint)
+    (tmp_path / "OUT").mkdir()
+    (tmp_path / "OUT" / "onnx").symlink_to(onnx_folder)
+    (tmp_path / "OUT" / "openvino").symlink_to(openvino_folder)
+    page = GUIDE.with_name("parity.md")
+    commands = [line.strip() for block in _blocks("bash", page=page) for line in block.splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "triptych"
+        _run(["-m", "triptych.cli", *arguments], tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written > {"report.json", "report.html", "report.xml", "first.json", "budget.json"}
+
+
 def test_the_readme_s_make_targets_exist() -> None:
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
