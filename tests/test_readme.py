@@ -84,7 +84,8 @@ def test_the_parity_guide_s_commands_run_as_written(
     (tmp_path / "OUT" / "onnx").symlink_to(onnx_folder)
     (tmp_path / "OUT" / "openvino").symlink_to(openvino_folder)
     page = GUIDE.with_name("parity.md")
-    commands = [line.strip() for block in _blocks("bash", page=page) for line in block.splitlines()]
+    lines = [line.strip() for block in _blocks("bash", page=page) for line in block.splitlines()]
+    commands = [line for line in lines if line]
     assert len(commands) == 7
     for command in commands:
         name, *arguments = shlex.split(command)
