@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BackendError, BlankPictureError, IncomparableError, NonFiniteError
+from triptych.errors import BackendError, IncomparableError, NonFiniteError
 from triptych.parity.budget import Budget
 from triptych.parity.candidate import Candidate
-from triptych.parity.compare import compare
 from triptych.parity.components import (
     ComponentEvidence,
     component_evidence,
@@ -18,7 +17,6 @@ from triptych.parity.components import (
 from triptych.parity.floors import FloorTable
 from triptych.parity.gates import Gates, judged
 from triptych.parity.hints import find_hints
-from triptych.parity.image_metrics import image_psnr_db, ssim
 from triptych.parity.preconditions import (
     Fact,
     bundle_facts,
@@ -32,7 +30,6 @@ from triptych.parity.report import (
     Row,
     Stage,
     overall,
-    with_comparison,
 )
 from triptych.parity.trajectory import (
     Path,
@@ -45,9 +42,8 @@ from triptych.parity.trajectory import (
     teacher_forced_rows,
 )
 from triptych.runtimes.base import Execution, Runtime
-from triptych.sampling.decode import check_not_blank, pixels_from_image
-from triptych.sampling.pipeline import Prepared, decode, prepare
-from triptych.types import ComponentName, ImageFloats, ImagePixels, Latents
+from triptych.sampling.pipeline import Prepared, prepare
+from triptych.types import ComponentName, ImagePixels, Latents
 
 _RUN_STAGES: tuple[tuple[Stage, ComponentName], ...] = (
     ("teacher_forced", "unet"),
@@ -300,7 +296,10 @@ def _trajectory(
     if path.stopped_by:
         reason = f"the run stopped at step {len(path.noise_preds) + 1}"
         return _Trajectory(rows=(*rows, not_run_row(candidate, "image", "vae_decoder", reason)))
-    image_rows, pictures = _pictures(run, path, ran=ran)
+    run.report(f"{candidate.runtime.name}: pictures")
+    image_rows, pictures = picture_rows(
+        recording, candidate, path, every_picture=run.options.pictures, ran=ran
+    )
     return _Trajectory(rows=(*rows, *image_rows), last_latents=path.latents[-1], pictures=pictures)
 
 
@@ -317,51 +316,3 @@ def _self_state_rows(run: _Run, prepared: Prepared, path: Path, *, ran: str) -> 
         runtime=options.reference_runtime,
     )
     yield from self_state_rows(run.candidate, prepared, path, predictions, ran=ran)
-
-
-def _pictures(
-    run: _Run, path: Path, *, ran: str
-) -> tuple[tuple[Row, ...], Mapping[int, ImagePixels]]:
-    """The last picture, compared as floats; and the others, for people to look at."""
-    candidate, recording = run.candidate, run.recording
-    run.report(f"{candidate.runtime.name}: pictures")
-    last = len(path.latents) - 1
-    steps = sorted({*recording.pictures, last}) if run.options.pictures else [last]
-    about = replace(
-        not_run_row(candidate, "image", "vae_decoder", ""),
-        case="the run's picture",
-        step=last,
-        precision=candidate.run_precision,
-        ran=ran,
-    )
-    latents = {str(step): path.latents[step] for step in steps}
-    try:
-        images = decode(candidate.bundle, candidate.runtime, latents)
-    except (NonFiniteError, BackendError) as error:
-        stage: Stage = "finiteness" if isinstance(error, NonFiniteError) else "image"
-        failed = replace(about, stage=stage, verdict="failed", reason=str(error))
-        return (failed,), {}
-    pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
-    return (_image_row(about, images[str(last)], recording.image),), pixels
-
-
-def _image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
-    found = compare(actual, expected, component="vae_decoder", tensor="image")
-    row = replace(
-        with_comparison(about, found),
-        psnr_db=image_psnr_db(actual, expected),
-        ssim=ssim(actual, expected),
-    )
-    blank = _blankness(actual)
-    if blank and not _blankness(expected):
-        return replace(row, rel_l2=None, verdict="failed", reason=blank)
-    return row
-
-
-def _blankness(image: ImageFloats) -> str:
-    """What is to be said of a picture of one colour; nothing of any other."""
-    try:
-        check_not_blank(image)
-    except BlankPictureError as error:
-        return str(error)
-    return ""

@@ -1,0 +1,70 @@
+"""The picture at the end of a run, compared as floats; and those on its way, for people."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from triptych.errors import BackendError, BlankPictureError, NonFiniteError
+from triptych.parity.candidate import Candidate
+from triptych.parity.compare import compare
+from triptych.parity.image_metrics import image_psnr_db, ssim
+from triptych.parity.recording import Recording
+from triptych.parity.report import Row, Stage, with_comparison
+from triptych.parity.trajectory import Path
+from triptych.sampling.decode import check_not_blank, pixels_from_image
+from triptych.sampling.pipeline import decode
+from triptych.types import ImageFloats, ImagePixels
+
+
+def picture_rows(
+    recording: Recording, candidate: Candidate, path: Path, *, every_picture: bool, ran: str
+) -> tuple[tuple[Row, ...], Mapping[int, ImagePixels]]:
+    """The last picture's row, and the pixels of all that were decoded, by step.
+
+    Args:
+        recording: the reference.
+        candidate: whose decoder runs.
+        path: what its run went through.
+        every_picture: decode those that the recording has too, not the last alone.
+        ran: what the engine says it computed in.
+    """
+    last = len(path.latents) - 1
+    steps = sorted({*recording.pictures, last}) if every_picture else [last]
+    about = Row(
+        stage="image",
+        component="vae_decoder",
+        case="the run's picture",
+        step=last,
+        precision=candidate.run_precision,
+        ran=ran,
+    )
+    latents = {str(step): path.latents[step] for step in steps}
+    try:
+        images = decode(candidate.bundle, candidate.runtime, latents)
+    except (NonFiniteError, BackendError) as error:
+        stage: Stage = "finiteness" if isinstance(error, NonFiniteError) else "image"
+        failed = replace(about, stage=stage, verdict="failed", reason=str(error))
+        return (failed,), {}
+    pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
+    return (_image_row(about, images[str(last)], recording.image),), pixels
+
+
+def _image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
+    found = compare(actual, expected, component="vae_decoder", tensor="image")
+    row = replace(
+        with_comparison(about, found),
+        psnr_db=image_psnr_db(actual, expected),
+        ssim=ssim(actual, expected),
+    )
+    blank = _blankness(actual)
+    if blank and not _blankness(expected):
+        return replace(row, rel_l2=None, verdict="failed", reason=blank)
+    return row
+
+
+def _blankness(image: ImageFloats) -> str:
+    """What is to be said of a picture of one colour; nothing of any other."""
+    try:
+        check_not_blank(image)
+    except BlankPictureError as error:
+        return str(error)
+    return ""
