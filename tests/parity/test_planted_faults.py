@@ -6,7 +6,7 @@ Most are defects that some tool has had.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx
 import openvino
 import pytest
 
-from triptych.bundle.bundle import Artifact, Bundle, open_bundle
+from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import IncomparableError, TensorMismatchError
 from triptych.exporters.base import ExportSettings
 from triptych.parity.candidate import Candidate
@@ -24,16 +24,15 @@ from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.parity.recording import Recording, default_settings, record
 from triptych.parity.report import CandidateReport, Row, Stage
 from triptych.runtimes import make_runtime
-from triptych.runtimes.base import Execution, Probe, Runtime, RuntimeSettings, Session
+from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.openvino import OpenVino
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.samplers import Sampler
 from triptych.sampling.schedulers import SchedulerChoice, read_sampler
-from triptych.tensors import TensorSpec
+from triptych.testing.spoilt import Spoil, SpoiltRuntime
 from triptych.types import (
     Array,
     ComponentName,
-    FormatName,
     Latents,
     NoisePred,
     Precision,
@@ -48,7 +47,6 @@ pytestmark = pytest.mark.slow
 STEPS = 3
 ONE_THREAD = RuntimeSettings(num_threads=1)
 Fault = Callable[[onnx.ModelProto], None]
-Spoil = Callable[[dict[str, Array]], dict[str, Array]]
 Found = tuple[Stage, ComponentName]
 
 
@@ -427,57 +425,8 @@ def test_an_integer_timestep_shows_only_between_the_integers(
 # --- between the graph and the sampler -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Spoilt:
-    """An engine whose outputs of one component are spoilt on their way out."""
-
-    runtime: Runtime
-    component: ComponentName
-    spoil: Spoil
-
-    @property
-    def name(self) -> str:
-        return self.runtime.name
-
-    @property
-    def formats(self) -> tuple[FormatName, ...]:
-        return self.runtime.formats
-
-    def probe(self) -> Probe:
-        return self.runtime.probe()
-
-    def open(self, artifact: Artifact) -> Session:
-        session = self.runtime.open(artifact)
-        is_ours = artifact.spec.name == self.component
-        return SpoiltSession(session, self.spoil) if is_ours else session
-
-
-class SpoiltSession:
-    def __init__(self, session: Session, spoil: Spoil) -> None:
-        self._session = session
-        self._spoil = spoil
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.outputs
-
-    @property
-    def execution(self) -> Execution:
-        return self._session.execution
-
-    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
-        return self._spoil(self._session.run(feed, outputs))
-
-    def close(self) -> None:
-        self._session.close()
-
-
 def every(change: Callable[[Array], Array]) -> Spoil:
-    return lambda outputs: {name: change(value) for name, value in outputs.items()}
+    return lambda _, outputs: {name: change(value) for name, value in outputs.items()}
 
 
 def outlier(values: Array) -> Array:
@@ -494,7 +443,7 @@ def stale() -> Spoil:
     """A buffer that is handed out before it is written: each run gives the one before."""
     kept: list[dict[str, Array]] = []
 
-    def spoil(outputs: dict[str, Array]) -> dict[str, Array]:
+    def spoil(_: TensorMap, outputs: dict[str, Array]) -> dict[str, Array]:
         kept.append(outputs)
         before = kept[-2] if len(kept) > 1 else outputs
         same = all(before[name].shape == value.shape for name, value in outputs.items())
@@ -553,7 +502,7 @@ def test_a_fault_at_an_engine_s_border(
     found: Stage,
     cause: str,
 ) -> None:
-    spoilt = Spoilt(engine("onnxruntime"), component, spoil)
+    spoilt = SpoiltRuntime(runtime=engine("onnxruntime"), component=component, spoil=spoil)
     report = check_against(recording, onnx_bundle, runtime=spoilt)
     assert report.verdict == "failed"
     assert first_failed(report) == {(found, component)}
@@ -563,7 +512,9 @@ def test_a_fault_at_an_engine_s_border(
 def test_an_engine_that_does_not_repeat_itself_is_not_excused_by_it(
     recording: Recording, onnx_bundle: Bundle
 ) -> None:
-    spoilt = Spoilt(engine("onnxruntime"), "vae_encoder", random_latents())
+    spoilt = SpoiltRuntime(
+        runtime=engine("onnxruntime"), component="vae_encoder", spoil=random_latents()
+    )
     report = check_against(recording, onnx_bundle, runtime=spoilt)
     assert report.self_difference["vae_encoder"] > 1e-2
     assert report.self_difference["unet"] == 0

@@ -1,19 +1,19 @@
 """L, F and S, gain, and what the errors of single steps add up to."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from triptych.bundle.bundle import Artifact, Bundle
+from triptych.bundle.bundle import Bundle
 from triptych.parity.candidate import Candidate
 from triptych.parity.check import CheckOptions, check
 from triptych.parity.recording import Recording, default_settings, record
 from triptych.parity.report import CandidateReport, Row, Stage
 from triptych.runtimes import make_runtime
-from triptych.runtimes.base import Execution, Probe, Runtime, RuntimeSettings, Session
-from triptych.tensors import TensorSpec
-from triptych.types import Array, FormatName, TensorMap
+from triptych.runtimes.base import Runtime, RuntimeSettings
+from triptych.testing.spoilt import SpoiltRuntime
+from triptych.types import Array, TensorMap
 
 pytestmark = pytest.mark.slow
 
@@ -36,55 +36,18 @@ def recording(checkpoint_bundle: Bundle) -> Recording:
     return record(checkpoint_bundle, engine(), settings, report=lambda _: None)
 
 
-@dataclass
-class Shifted:
+def shifted(size: float, *, constant: bool) -> Runtime:
     """PyTorch whose U-Net adds noise of a given size to its prediction."""
 
-    size: float
-    is_constant: bool
-    runtime: Runtime = field(default_factory=engine)
-    name: str = "shifted"
-
-    @property
-    def formats(self) -> tuple[FormatName, ...]:
-        return self.runtime.formats
-
-    def probe(self) -> Probe:
-        return self.runtime.probe()
-
-    def open(self, artifact: Artifact) -> Session:
-        session = self.runtime.open(artifact)
-        return ShiftedSession(session, self) if artifact.spec.name == "unet" else session
-
-
-class ShiftedSession:
-    def __init__(self, session: Session, how: Shifted) -> None:
-        self._session = session
-        self._how = how
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.outputs
-
-    @property
-    def execution(self) -> Execution:
-        return self._session.execution
-
-    def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
-        found = self._session.run(feed, outputs)
+    def spoil(feed: TensorMap, outputs: dict[str, Array]) -> dict[str, Array]:
         timestep = int(np.ravel(feed["timestep"])[0])
-        random = np.random.default_rng(0 if self._how.is_constant else timestep)
+        random = np.random.default_rng(0 if constant else timestep)
         return {
-            name: (value + self._how.size * random.standard_normal(value.shape)).astype(value.dtype)
-            for name, value in found.items()
+            name: (value + size * random.standard_normal(value.shape)).astype(value.dtype)
+            for name, value in outputs.items()
         }
 
-    def close(self) -> None:
-        self._session.close()
+    return SpoiltRuntime(runtime=engine(), component="unet", spoil=spoil)
 
 
 def check_shifted(
@@ -92,7 +55,7 @@ def check_shifted(
 ) -> CandidateReport:
     candidate = Candidate(
         bundle=bundle,
-        runtime=Shifted(size=size, is_constant=constant),
+        runtime=shifted(size, constant=constant),
         precisions=dict.fromkeys(bundle.artifacts, "fp32"),
     )
     options = CheckOptions(

@@ -17,6 +17,7 @@ from triptych.parity.components import (
 from triptych.parity.floors import FloorTable
 from triptych.parity.gates import Gates, judged
 from triptych.parity.hints import find_hints
+from triptych.parity.image import picture_rows
 from triptych.parity.preconditions import (
     Fact,
     bundle_facts,
