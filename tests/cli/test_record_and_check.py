@@ -237,6 +237,11 @@ def test_an_engine_that_is_absent_is_listed_and_fails_only_where_it_is_required(
         (("--variant", "fp16"), "--variant"),
         (("--reference-device", "cuda"), "--reference-device"),
         (("--accept",), "got --accept without --budget"),
+        (
+            ("--device", "CPU", "--runtime", "openvino", "--runtime", "onnxruntime"),
+            "--runtime NAME:DEVICE",
+        ),
+        (("--runtime", "openvino", "--runtime", "openvino"), "want each of them once"),
         (("--runtime", "onnxruntime", "--runtime", "coreml"), "which reads coreml, for bundles"),
     ],
 )
@@ -290,6 +295,16 @@ def nudge(graph: Path) -> None:
     values = onnx.numpy_helper.to_array(weight) * (1 + 1e-3)
     weight.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), weight.name))
     onnx.save(model, graph)
+
+
+def test_one_engine_on_two_devices_is_two_candidates(golden: Path, onnx_folder: Path) -> None:
+    names = ("onnxruntime:CPUExecutionProvider", "openvino:CPU")
+    named = [part for name in names for part in ("--runtime", name)]
+    done = triptych("check", onnx_folder, "--reference", golden, *named, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [candidate["runtime"] for candidate in report["candidates"]] == list(names)
+    assert report["odd_one_out"]["participants"] == ["reference", *names]
 
 
 def test_a_class_of_ones_own_choosing(golden: Path, onnx_folder: Path) -> None:

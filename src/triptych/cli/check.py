@@ -42,7 +42,7 @@ def check(
         list[str] | None,
         typer.Option(
             "--runtime",
-            metavar="NAME",
+            metavar="NAME[:DEVICE]",
             help="Engine; several are compared with each other too. Default: for each bundle the "
             "one that reads its format.",
         ),
@@ -112,8 +112,8 @@ def check(
 
     Against a golden, which `triptych record` wrote, neither torch nor the checkpoint is needed.
 
-    Exit codes: 0 everything passed, 1 a check failed or did not run, 3 the two cannot be
-    compared, 4 an engine is missing that was required, or all are.
+    Exit codes: 0 everything passed, 1 a check failed or did not run, 3 the two cannot be compared,
+    4 an engine is missing that was required, or all are.
     """
     from triptych.runtimes.base import RuntimeSettings
     from triptych.workflows.check import CheckRequest, check_bundle
@@ -187,11 +187,16 @@ def _write(
 
 
 def _exit_code(report: "ParityReport", required: tuple[str, ...]) -> int:
-    absent = [candidate.runtime for candidate in report.candidates if candidate.unavailable]
+    absent = [
+        candidate.runtime.partition(":")[0]
+        for candidate in report.candidates
+        if candidate.unavailable
+    ]
     for candidate in report.candidates:
         if candidate.unavailable:
             note(f"{candidate.runtime}: not run. {candidate.unavailable}")
-    if set(absent) & set(required) or len(absent) == len(report.candidates):
+    engines = {name.partition(":")[0] for name in required}
+    if engines & set(absent) or len(absent) == len(report.candidates):
         return BackendError.exit_code
     return 0 if report.verdict in ("passed", "warned") else 1
 

@@ -33,7 +33,7 @@ class BudgetEntry:
     """One limit.
 
     Attributes:
-        runtime: the engine it is for.
+        runtime: the engine it is for, with its device where one was asked for.
         precision: the class it is for.
         stage: of the rows that it limits.
         component: of those rows.
@@ -148,6 +148,7 @@ def _key(entry: BudgetEntry) -> _Key:
 
 def _machine(fingerprint: Fingerprint, runtime: str) -> str:
     package = {"pytorch": "torch", "coreml": "coremltools", "coreml-reference": "coremltools"}
-    name = package.get(runtime, runtime)
+    engine = runtime.partition(":")[0]
+    name = package.get(engine, engine)
     version = fingerprint.packages.get(name)
     return f"{fingerprint.summary}, {name} {version}" if version else fingerprint.summary

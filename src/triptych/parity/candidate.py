@@ -23,6 +23,7 @@ class Candidate:
         stored: what most of each component's weights are, read from the files.
         problems: why other clients could not run a component, where that was looked into.
         make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
+        device: what it was asked to run on, where that was said.
     """
 
     bundle: Bundle
@@ -31,6 +32,12 @@ class Candidate:
     stored: Mapping[ComponentName, Precision] = field(default_factory=dict)
     problems: Mapping[ComponentName, tuple[str, ...]] = field(default_factory=dict)
     make_sampler: SamplerMaker = read_sampler
+    device: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The engine's name, and the device where one was asked for: one engine may run on two."""
+        return self.runtime.name if self.device is None else f"{self.runtime.name}:{self.device}"
 
     @property
     def is_whole(self) -> bool:

@@ -138,7 +138,7 @@ def check(
     rows = [row for found in components.values() for row in found.rows]
     trajectory = _trajectory(run, prepared, executions)
     evidence = CandidateReport(
-        runtime=candidate.runtime.name,
+        runtime=candidate.name,
         bundle=candidate.bundle.folder.name,
         format=candidate.bundle.format,
         executions=executions,
@@ -184,7 +184,7 @@ def unavailable_report(candidate: Candidate, *, reason: str) -> CandidateReport:
         rows.append(row)
     rows += [not_run_row(candidate, *about, reason) for about in _RUN_STAGES]
     return CandidateReport(
-        runtime=candidate.runtime.name,
+        runtime=candidate.name,
         bundle=candidate.bundle.folder.name,
         format=candidate.bundle.format,
         rows=tuple(sorted(rows, key=_stage_number)),
@@ -221,7 +221,7 @@ class _Trajectory:
 
 
 def _component(run: _Run, name: ComponentName) -> ComponentEvidence:
-    run.report(f"{run.candidate.runtime.name}: {name}")
+    run.report(f"{run.candidate.name}: {name}")
     return component_evidence(run.recording, run.candidate, name)
 
 
@@ -231,7 +231,7 @@ def _prepared(run: _Run) -> tuple[Prepared | None, tuple[Row, ...]]:
     Text encoders that cannot run leave nothing to compare; the components' rows say so.
     """
     candidate, recording = run.candidate, run.recording
-    run.report(f"{candidate.runtime.name}: preconditions")
+    run.report(f"{candidate.name}: preconditions")
     if not candidate.is_whole:
         return None, ()
     try:
@@ -283,9 +283,9 @@ def _trajectory(
             rows=tuple(not_run_row(candidate, *about, reason) for about in _RUN_STAGES)
         )
     ran = executions["unet"].precision if "unet" in executions else ""
-    run.report(f"{candidate.runtime.name}: teacher-forced steps")
+    run.report(f"{candidate.name}: teacher-forced steps")
     forced = teacher_forced_path(recording, candidate, prepared)
-    run.report(f"{candidate.runtime.name}: its own run")
+    run.report(f"{candidate.name}: its own run")
     path = free_path(candidate, prepared)
     rows = [
         *stopped_rows(candidate, forced, run="teacher-forced"),
@@ -297,7 +297,7 @@ def _trajectory(
     if path.stopped_by:
         reason = f"the run stopped at step {len(path.noise_preds) + 1}"
         return _Trajectory(rows=(*rows, not_run_row(candidate, "image", "vae_decoder", reason)))
-    run.report(f"{candidate.runtime.name}: pictures")
+    run.report(f"{candidate.name}: pictures")
     image_rows, pictures = picture_rows(
         recording, candidate, path, every_picture=run.options.pictures, ran=ran
     )

@@ -159,7 +159,7 @@ class CandidateReport:
     """One engine on one bundle, against the reference.
 
     Attributes:
-        runtime: the engine.
+        runtime: the engine, with its device where one was asked for.
         bundle: the folder, as it was given.
         format: of the bundle.
         executions: what each component ran on.

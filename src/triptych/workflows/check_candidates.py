@@ -1,6 +1,7 @@
 """Which bundles a check looks at, on which engines, and in which class each component is judged."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from triptych.bundle.bundle import Artifact, Bundle, open_bundle
@@ -33,7 +34,8 @@ def find_candidates(
 
     Args:
         path: a bundle; or a folder that holds one for each format.
-        names: the engines; empty takes the first that reads each bundle's format.
+        names: the engines, each with a device after a colon where it is not the settings';
+            empty takes the first that reads each bundle's format.
         settings: what every engine is told.
 
     Raises:
@@ -47,7 +49,12 @@ def find_candidates(
         raise UsageError(f"runtime: got {', '.join(names)}, want each of them once.")
     if not names:
         return tuple(_candidate(bundle, None, settings) for bundle in bundles)
-    return tuple(_candidate(_read_by(name, bundles), name, settings) for name in names)
+    if settings.device is not None and len(names) > 1:
+        raise UsageError(
+            f"device: got {settings.device!r} for {', '.join(names)}, want one for each: "
+            "--runtime NAME:DEVICE."
+        )
+    return tuple(_named_candidate(name, bundles, settings) for name in names)
 
 
 def declared_precisions(
@@ -125,6 +132,12 @@ def _read_by(name: str, bundles: Sequence[Bundle]) -> Bundle:
     )
 
 
+def _named_candidate(text: str, bundles: Sequence[Bundle], settings: RuntimeSettings) -> Candidate:
+    name, _, device = text.partition(":")
+    told = replace(settings, device=device) if device else settings
+    return _candidate(_read_by(name, bundles), name, told)
+
+
 def _candidate(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> Candidate:
     return Candidate(
         bundle=bundle,
@@ -133,6 +146,7 @@ def _candidate(bundle: Bundle, name: str | None, settings: RuntimeSettings) -> C
         stored=_stored_precisions(bundle),
         problems=contract_problems(bundle),
         make_sampler=read_any_sampler,
+        device=settings.device,
     )
 
 
