@@ -118,11 +118,11 @@ def check(
     from triptych.runtimes.base import RuntimeSettings
     from triptych.workflows.check import CheckRequest, check_bundle
 
-    required = tuple(require or ())
+    named, required = tuple(runtime or ()), tuple(require or ())
     request = CheckRequest(
         bundle=bundle,
         reference=reference,
-        runtimes=tuple(dict.fromkeys((*(runtime or ()), *required))),
+        runtimes=(*named, *(name for name in required if name not in named)),
         runtime_settings=runtime_settings(
             device=device,
             compute_units=compute_units,
