@@ -237,6 +237,7 @@ def test_an_engine_that_is_absent_is_listed_and_fails_only_where_it_is_required(
         (("--variant", "fp16"), "--variant"),
         (("--reference-device", "cuda"), "--reference-device"),
         (("--accept",), "got --accept without --budget"),
+        (("--image-metric", "json:nothing"), "want something in json that can be called"),
         (
             ("--device", "CPU", "--runtime", "openvino", "--runtime", "onnxruntime"),
             "--runtime NAME:DEVICE",
@@ -295,6 +296,30 @@ def nudge(graph: Path) -> None:
     values = onnx.numpy_helper.to_array(weight) * (1 + 1e-3)
     weight.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), weight.name))
     onnx.save(model, graph)
+
+
+def test_a_metric_of_ones_own_is_told_and_decides_nothing(
+    golden: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
+    script = (
+        "def farthest(actual, expected):\n    return abs(actual - expected).max()\n\n"
+        "def terrible(actual, expected):\n    return float('inf')\n"
+    )
+    (tmp_path / "my_metrics.py").write_text(script, encoding="utf-8")
+    names = ("my_metrics:farthest", "my_metrics:terrible")
+    options = [part for name in names for part in ("--image-metric", name)]
+    command = ("check", str(onnx_folder), "--reference", str(golden), *options, "--json", "-")
+    done = subprocess.run(
+        [sys.executable, "-m", "triptych.cli", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (image,) = [row for row in rows_of(json.loads(done.stdout)) if row["stage"] == "image"]
+    assert image["verdict"] == "passed"
+    assert image["metrics"] == {names[0]: image["max_abs"], names[1]: "inf"}
 
 
 def test_one_engine_on_two_devices_is_two_candidates(golden: Path, onnx_folder: Path) -> None:

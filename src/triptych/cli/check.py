@@ -69,6 +69,14 @@ def check(
         bool,
         typer.Option("--explain", help="Run the reference on the candidate's latents too."),
     ] = False,
+    image_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-metric",
+            metavar="MODULE:FUNCTION",
+            help="Measure the picture by a function of yours too; it decides nothing.",
+        ),
+    ] = None,
     num_inference_steps: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +143,7 @@ def check(
         accept=accept,
         explain=explain,
         pictures=html is not None,
+        image_metrics=tuple(image_metric or ()),
         reference_settings=RuntimeSettings(device=reference_device),
         run=_run(num_inference_steps, seed),
         profile=profile,

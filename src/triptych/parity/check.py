@@ -17,7 +17,7 @@ from triptych.parity.components import (
 from triptych.parity.floors import FloorTable
 from triptych.parity.gates import Gates, judged
 from triptych.parity.hints import find_hints
-from triptych.parity.image import picture_rows
+from triptych.parity.image import ImageMetric, picture_rows
 from triptych.parity.preconditions import (
     Fact,
     bundle_facts,
@@ -78,6 +78,7 @@ class CheckOptions:
         reference_runtime: what it runs on.
         reference_name: for messages.
         pictures: decode the pictures of some steps.
+        image_metrics: what else to measure of the last picture, by name.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -85,6 +86,7 @@ class CheckOptions:
     reference_runtime: Runtime | None = None
     reference_name: str = "the reference"
     pictures: bool = False
+    image_metrics: Mapping[str, ImageMetric] = field(default_factory=dict)
 
 
 @final
@@ -299,7 +301,12 @@ def _trajectory(
         return _Trajectory(rows=(*rows, not_run_row(candidate, "image", "vae_decoder", reason)))
     run.report(f"{candidate.name}: pictures")
     image_rows, pictures = picture_rows(
-        recording, candidate, path, every_picture=run.options.pictures, ran=ran
+        recording,
+        candidate,
+        path,
+        every_picture=run.options.pictures,
+        metrics=run.options.image_metrics,
+        ran=ran,
     )
     return _Trajectory(rows=(*rows, *image_rows), last_latents=path.latents[-1], pictures=pictures)
 

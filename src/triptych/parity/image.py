@@ -1,7 +1,8 @@
 """The picture at the end of a run, compared as floats; and those on its way, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from triptych.errors import BackendError, BlankPictureError, NonFiniteError
 from triptych.parity.candidate import Candidate
@@ -14,9 +15,19 @@ from triptych.sampling.decode import check_not_blank, pixels_from_image
 from triptych.sampling.pipeline import decode
 from triptych.types import ImageFloats, ImagePixels
 
+ImageMetric: TypeAlias = Callable[[ImageFloats, ImageFloats], float]
+"""Of the candidate's picture and the reference's, in -1 to 1: LPIPS, CLIP, or whatever a user has.
+It is told, and decides nothing."""
+
 
 def picture_rows(
-    recording: Recording, candidate: Candidate, path: Path, *, every_picture: bool, ran: str
+    recording: Recording,
+    candidate: Candidate,
+    path: Path,
+    *,
+    every_picture: bool,
+    metrics: Mapping[str, ImageMetric],
+    ran: str,
 ) -> tuple[tuple[Row, ...], Mapping[int, ImagePixels]]:
     """The last picture's row, and the pixels of all that were decoded, by step.
 
@@ -25,6 +36,7 @@ def picture_rows(
         candidate: whose decoder runs.
         path: what its run went through.
         every_picture: decode those that the recording has too, not the last alone.
+        metrics: others to measure, by name.
         ran: what the engine says it computed in.
     """
     last = len(path.latents) - 1
@@ -45,15 +57,18 @@ def picture_rows(
         failed = replace(about, stage=stage, verdict="failed", reason=str(error))
         return (failed,), {}
     pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
-    return (_image_row(about, images[str(last)], recording.image),), pixels
+    return (_image_row(about, images[str(last)], recording.image, metrics),), pixels
 
 
-def _image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
+def _image_row(
+    about: Row, actual: ImageFloats, expected: ImageFloats, metrics: Mapping[str, ImageMetric]
+) -> Row:
     found = compare(actual, expected, component="vae_decoder", tensor="image")
     row = replace(
         with_comparison(about, found),
         psnr_db=image_psnr_db(actual, expected),
         ssim=ssim(actual, expected),
+        metrics={name: float(metric(actual, expected)) for name, metric in metrics.items()},
     )
     blank = _blankness(actual)
     if blank and not _blankness(expected):

@@ -38,6 +38,7 @@ def verdict_line(row: Row, *, declared: str) -> str:
         numbers.append(f"limit {_number(row.limit)}{source}")
     if row.stage == "image" and row.psnr_db is not None and row.ssim is not None:
         numbers.append(f"PSNR {_number(row.psnr_db, '.1f')} dB SSIM {_number(row.ssim, '.4f')}")
+    numbers += [f"{name} {_number(value, '.4g')}" for name, value in row.metrics.items()]
     if row.gain is not None and row.stage == "free_running":
         numbers.append(f"gain {row.gain:.2g}")
     return "  ".join(["  ".join(_place(row)), *numbers])

@@ -72,6 +72,7 @@ class Row:
         cosine: cosine similarity.
         psnr_db: decibels, peak max|expected|; of an image, the span of its values, 2.
         ssim: structural similarity of an image.
+        metrics: of an image, what users measure besides, by name.
         max_abs: max|actual - expected|, in the tensor's own unit.
         max_abs_index: where that is.
         p99_abs: 99th percentile of |actual - expected|.
@@ -112,6 +113,7 @@ class Row:
     cosine: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     max_abs: float | None = None
     max_abs_index: tuple[int, ...] = ()
     p99_abs: float | None = None

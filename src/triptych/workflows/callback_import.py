@@ -1,14 +1,15 @@
-"""Callbacks by name: `module:function`, from the path that Python imports from, or this folder."""
+"""What users write, by name: `module:function`, from the path that Python imports from, or here."""
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Literal, Never, TypeAlias
 
 from triptych.errors import UsageError
+from triptych.parity.image import ImageMetric
 from triptych.sampling.callbacks import StepCallback
 from triptych.workflows.torch_callback import with_torch_tensors
 
@@ -28,27 +29,42 @@ def import_callback(name: str, *, arrays: CallbackArrays = "auto") -> StepCallba
         UsageError: there is no such module or attribute, or it cannot be called.
         MissingDependencyError: it wants torch tensors, and torch is not installed.
     """
+    module, callback = _import_callable(name, what="callback")
+    if arrays == "torch" or (arrays == "auto" and _uses_torch(module)):
+        return with_torch_tensors(callback)
+    return callback
+
+
+def import_image_metric(name: str) -> ImageMetric:
+    """The metric that `module:function` names.
+
+    Raises:
+        UsageError: there is no such module or attribute, or it cannot be called.
+    """
+    _, metric = _import_callable(name, what="image metric")
+    return metric
+
+
+def _import_callable(name: str, *, what: str) -> tuple[ModuleType, Callable[..., Never]]:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise UsageError(f"callback: got {name!r}, want module:function.")
+        raise UsageError(f"{what}: got {name!r}, want module:function.")
     try:
         with _this_folder_too():
             module = importlib.import_module(module_name)
     except Exception as error:  # whatever a module does when it is run
         raise UsageError(
-            f"callback: got {name!r}, but cannot import {module_name} "
+            f"{what}: got {name!r}, but cannot import {module_name} "
             f"({type(error).__name__}: {error}). Run in the folder that holds it, or install it."
         ) from error
-    callback = getattr(module, attribute, None)
-    if not isinstance(callback, StepCallback):
+    found = getattr(module, attribute, None)
+    if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UsageError(
-            f"callback: got {name!r}, want something in {module_name} that can be called: "
+            f"{what}: got {name!r}, want something in {module_name} that can be called: "
             f"{', '.join(known) or 'it has nothing of the kind'}."
         )
-    if arrays == "torch" or (arrays == "auto" and _uses_torch(module)):
-        return with_torch_tensors(callback)
-    return callback
+    return module, found
 
 
 def _uses_torch(module: ModuleType) -> bool:

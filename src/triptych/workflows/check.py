@@ -42,6 +42,7 @@ from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.pytorch import Pytorch
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.types import ComponentName, ImagePixels, Precision
+from triptych.workflows.callback_import import import_image_metric
 from triptych.workflows.check_candidates import find_candidates
 from triptych.workflows.record import (
     RunRequest,
@@ -68,6 +69,7 @@ class CheckRequest:
         accept: write what was measured into the budget.
         explain: run the reference on the candidate's latents too.
         pictures: decode some steps' pictures.
+        image_metrics: functions that measure the last picture besides, as `module:function`.
         reference_settings: PyTorch's device, for a checkpoint.
         run: what the reference draws, for a checkpoint; None takes the usual.
         profile: for a checkpoint: quick does not measure what a precision costs in PyTorch.
@@ -85,6 +87,7 @@ class CheckRequest:
     accept: bool = False
     explain: bool = False
     pictures: bool = False
+    image_metrics: Sequence[str] = ()
     reference_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     run: RunRequest | None = None
     profile: Profile = "full"
@@ -125,11 +128,20 @@ def check_bundle(request: CheckRequest, *, report: StageReporter) -> CheckOutcom
     """
     report("opening")
     budget = _budget(request)
+    metrics = {name: import_image_metric(name) for name in request.image_metrics}
     found = find_candidates(request.bundle, request.runtimes, request.runtime_settings)
     recording, checkpoint = _reference(request, [one.bundle for one in found], report=report)
     candidates = tuple(_judged_as(one, request.judged_as, recording) for one in found)
     limits = Limits(floors=floor_table(recording.floors), budget=budget)
-    checked = [_checked(one, recording, checkpoint, request, limits, report) for one in candidates]
+    options = CheckOptions(
+        limits=limits,
+        reference=checkpoint if request.explain else None,
+        reference_runtime=Pytorch(settings=request.reference_settings) if request.explain else None,
+        reference_name=str(request.reference),
+        pictures=request.pictures,
+        image_metrics=metrics,
+    )
+    checked = [_checked(one, recording, options, report) for one in candidates]
     if checkpoint is not None and request.profile == "full" and recording.precision == "fp32":
         recording = with_floors(
             recording,
@@ -220,23 +232,11 @@ def _judged_as(
 
 
 def _checked(
-    candidate: Candidate,
-    recording: Recording,
-    checkpoint: Bundle | None,
-    request: CheckRequest,
-    limits: Limits,
-    report: StageReporter,
+    candidate: Candidate, recording: Recording, options: CheckOptions, report: StageReporter
 ) -> Checked:
     probe = candidate.runtime.probe()
     if not probe.installed:
         return Checked(report=unavailable_report(candidate, reason=probe.remedy))
-    options = CheckOptions(
-        limits=limits,
-        reference=checkpoint if request.explain else None,
-        reference_runtime=Pytorch(settings=request.reference_settings) if request.explain else None,
-        reference_name=str(request.reference),
-        pictures=request.pictures,
-    )
     return check(recording, candidate, options=options, report=report)
 
 
