@@ -14,6 +14,7 @@ from triptych.cli.encode import encode
 from triptych.cli.export import export
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
+from triptych.cli.locate import locate
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
 from triptych.cli.tiny_checkpoint import tiny_checkpoint
@@ -33,6 +34,7 @@ for command in (
     generate,
     schedulers,
     check,
+    locate,
     inspect,
     doctor,
     tiny_checkpoint,

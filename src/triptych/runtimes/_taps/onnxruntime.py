@@ -18,7 +18,7 @@ from triptych.runtimes._taps.base import Tap, Tapped
 from triptych.runtimes._taps.by_scope import Bound, bind_by_scope
 from triptych.runtimes._taps.graph import Graph, Operator, Region
 from triptych.runtimes._taps.parameter_names import ParameterNames
-from triptych.runtimes._taps.sketch import projection, sketch_from_vector
+from triptych.runtimes._taps.sketch import Sketch, projection
 from triptych.runtimes._taps.trace import Trace
 from triptych.runtimes.onnxruntime import OnnxRuntime
 from triptych.types import Array, TensorMap
@@ -76,12 +76,19 @@ class OnnxRuntimeTapper:
         """Run the graph with operators behind each tapped value that reduce it to a sketch."""
         proto = self._copied()
         proto.initializer.extend(_matrices(taps))
-        names = {tap.value: f"{_MADE}_{number}" for number, tap in enumerate(taps)}
+        names = {
+            tap.value: (f"{_MADE}_{number}", f"{_MADE}_{number}_shape")
+            for number, tap in enumerate(taps)
+        }
         for tap in taps:
-            proto.node.extend(_reducers(tap, names[tap.value]))
-        found = self._run(proto, feed, (*names.values(), *self.graph.outputs))
+            proto.node.extend(_reducers(tap, *names[tap.value]))
+        made = [name for pair in names.values() for name in pair]
+        found = self._run(proto, feed, (*made, *self.graph.outputs))
         return Tapped(
-            sketches={value: sketch_from_vector(found[name]) for value, name in names.items()},
+            sketches={
+                value: Sketch(shape=tuple(map(int, found[shape])), projected=found[projected])
+                for value, (projected, shape) in names.items()
+            },
             outputs={name: found[name] for name in self.graph.outputs},
         )
 
@@ -171,7 +178,7 @@ def _matrices(taps: Iterable[Tap]) -> "Iterator[onnx.TensorProto]":
         arrays = {
             "zeros": np.zeros(matrices.padded_size, np.float32),
             "end": np.array([matrices.padded_size]),
-            "shape": np.array([matrices.left.shape[1], matrices.right.shape[0]]),
+            "shape": np.array(matrices.matrix_shape),
             "left": matrices.left,
             "right": matrices.right,
         }
@@ -179,47 +186,28 @@ def _matrices(taps: Iterable[Tap]) -> "Iterator[onnx.TensorProto]":
             yield numpy_helper.from_array(array, f"{_MADE}_{part}_{size}")
 
 
-def _reducers(tap: Tap, output: str) -> "Iterator[onnx.NodeProto]":
-    """Operators from a value to the vector that `sketch_from_vector` reads, in float32.
+def _reducers(tap: Tap, projected: str, shape: str) -> "Iterator[onnx.NodeProto]":
+    """Operators from a value to its sketch, in float32, and to its shape.
 
-    They take a value of another shape than expected too: it is padded or cut, and its axes, which
-    end the vector, tell.
+    They take a value of another shape than expected too: it is padded or cut, and the shape tells.
+    As few as can be: the engine's start grows faster than their number.
     """
     from onnx import TensorProto, helper
 
-    size = math.prod(tap.shape)
-    shared = {name: f"{_MADE}_{name}" for name in ("flat", "start")}
-    shared |= {
-        name: f"{_MADE}_{name}_{size}" for name in ("zeros", "end", "shape", "left", "right")
-    }
-    to_float = {"to": TensorProto.FLOAT}
-    steps: list[tuple[str, list[str], str, dict[str, int]]] = [
-        ("Cast", ["value"], "wide", to_float),
-        ("Reshape", ["wide", "flat"], "numbers", {}),
-        ("IsNaN", ["numbers"], "is_nan", {}),
-        ("IsInf", ["numbers"], "is_inf", {}),
-        ("Or", ["is_nan", "is_inf"], "not_finite", {}),
-        ("Cast", ["not_finite"], "each", to_float),
-        ("ReduceSum", ["each"], "count", {"keepdims": 0}),
-        ("Abs", ["numbers"], "sizes", {}),
-        ("ReduceMax", ["sizes"], "max_abs", {"keepdims": 0}),
-        ("Mul", ["numbers", "numbers"], "squares", {}),
-        ("ReduceMean", ["squares"], "mean", {"keepdims": 0}),
-        ("Sqrt", ["mean"], "rms", {}),
-        ("Concat", ["numbers", "zeros"], "longer", {"axis": 0}),
-        ("Slice", ["longer", "start", "end"], "padded", {}),
-        ("Reshape", ["padded", "shape"], "matrix", {}),
-        ("MatMul", ["left", "matrix"], "halfway", {}),
-        ("MatMul", ["halfway", "right"], "both", {}),
-        ("Reshape", ["both", "flat"], "projected", {}),
-        ("Shape", ["value"], "axes", {}),
-        ("Cast", ["axes"], "lengths", to_float),
-        ("Reshape", ["count", "flat"], "count_1", {}),
-        ("Reshape", ["max_abs", "flat"], "max_abs_1", {}),
-        ("Reshape", ["rms", "flat"], "rms_1", {}),
-        ("Concat", ["count_1", "max_abs_1", "rms_1", "projected", "lengths"], "", {"axis": 0}),
-    ]
-    names = {"value": tap.value, "": output, **shared}
-    for kind, inputs, part, attributes in steps:
-        sources = [names.get(name, f"{output}_{name}") for name in inputs]
-        yield helper.make_node(kind, sources, [names.get(part, f"{output}_{part}")], **attributes)
+    def matrix(part: str) -> str:
+        return f"{_MADE}_{part}_{math.prod(tap.shape)}"
+
+    def inner(part: str) -> str:
+        return f"{projected}_{part}"
+
+    wide, flat, longer, padded, middle, half = map(
+        inner, ("wide", "flat", "longer", "padded", "middle", "half")
+    )
+    yield helper.make_node("Cast", [tap.value], [wide], to=TensorProto.FLOAT)
+    yield helper.make_node("Reshape", [wide, f"{_MADE}_flat"], [flat])
+    yield helper.make_node("Concat", [flat, matrix("zeros")], [longer], axis=0)
+    yield helper.make_node("Slice", [longer, f"{_MADE}_start", matrix("end")], [padded])
+    yield helper.make_node("Reshape", [padded, matrix("shape")], [middle])
+    yield helper.make_node("MatMul", [matrix("left"), middle], [half])
+    yield helper.make_node("MatMul", [half, matrix("right")], [projected])
+    yield helper.make_node("Shape", [tap.value], [shape])

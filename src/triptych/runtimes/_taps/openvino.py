@@ -13,7 +13,7 @@ from triptych.runtimes._taps.base import Tap, Tapped
 from triptych.runtimes._taps.by_scope import Bound, bind_by_scope
 from triptych.runtimes._taps.graph import Graph, Operator, Region
 from triptych.runtimes._taps.parameter_names import ParameterNames
-from triptych.runtimes._taps.sketch import projection, sketch, sketch_from_vector
+from triptych.runtimes._taps.sketch import Sketch, projection, sketch
 from triptych.runtimes._taps.trace import Trace
 from triptych.runtimes.openvino import OpenVino
 from triptych.types import Array, TensorMap
@@ -84,15 +84,22 @@ class OpenVinoTapper:
         model = self._model.clone()
         ports = self._ports(model)
         sources = [ports[tap.value] for tap in taps]
-        in_graph = self._runtime.settings.precision in (None, "fp32")
-        if in_graph:
-            sources = [_reduced(port, tap) for port, tap in zip(sources, taps, strict=True)]
-        outputs, found = self._run(model, feed, sources)
+        if self._runtime.settings.precision not in (None, "fp32"):
+            outputs, found = self._run(model, feed, sources)
+            sketches = [sketch(array) for array in found]
+        else:
+            reduced = [
+                port
+                for source, tap in zip(sources, taps, strict=True)
+                for port in _reduced(source, tap)
+            ]
+            outputs, found = self._run(model, feed, reduced)
+            sketches = [
+                Sketch(shape=tuple(map(int, shape)), projected=projected)
+                for projected, shape in zip(found[::2], found[1::2], strict=True)
+            ]
         return Tapped(
-            sketches={
-                tap.value: sketch_from_vector(array) if in_graph else sketch(array)
-                for tap, array in zip(taps, found, strict=True)
-            },
+            sketches={tap.value: seen for tap, seen in zip(taps, sketches, strict=True)},
             outputs=dict(zip(self.graph.outputs, outputs, strict=True)),
         )
 
@@ -111,9 +118,9 @@ class OpenVinoTapper:
         from openvino import Model, Type, opset13
 
         model = self._model.clone()
+        ports = self._ports(model)
         for result in model.get_results():
             model.remove_result(result)
-        ports = self._ports(model)
         sources = {*region.inputs, *region.shape_inputs}
         fed = {name: feed[name] for name in self.graph.inputs if name in sources}
         parameters = [ports[name].get_node() for name in fed]
@@ -172,29 +179,18 @@ def _telling_names(node: "openvino.Node") -> Iterator[str]:
         yield from sorted(port.get_names())
 
 
-def _reduced(port: "openvino.Output", tap: Tap) -> "openvino.Output":
-    """Operators from a value to the vector that `sketch_from_vector` reads, in float32.
+def _reduced(port: "openvino.Output", tap: Tap) -> "tuple[openvino.Output, openvino.Output]":
+    """Operators from a value to its sketch, in float32, and to its shape.
 
-    They take a value of another shape than expected too: it is padded or cut, and its axes, which
-    end the vector, tell.
+    They take a value of another shape than expected too: it is padded or cut, and the shape tells.
     """
     from openvino import opset13 as ops
 
     matrices = projection(math.prod(tap.shape))
-    size = matrices.padded_size
-    numbers = ops.reshape(ops.convert(port, "f32"), [-1], special_zero=False)
-    not_finite = ops.logical_or(ops.is_nan(numbers), ops.is_inf(numbers))
-    longer = ops.concat([numbers, ops.constant(np.zeros(size, np.float32))], 0)
-    padded = ops.slice(longer, [0], [size], [1])
-    shape = [matrices.left.shape[1], matrices.right.shape[0]]
-    matrix = ops.reshape(padded, shape, special_zero=False)
-    halfway = ops.matmul(ops.constant(matrices.left), matrix, False, False)
-    projected = ops.matmul(halfway, ops.constant(matrices.right), False, False)
-    parts = [
-        ops.reduce_sum(ops.convert(not_finite, "f32"), [0], keep_dims=True),
-        ops.reduce_max(ops.abs(numbers), [0], keep_dims=True),
-        ops.sqrt(ops.reduce_mean(ops.multiply(numbers, numbers), [0], keep_dims=True)),
-        ops.reshape(projected, [-1], special_zero=False),
-        ops.convert(ops.shape_of(port), "f32"),
-    ]
-    return ops.concat(parts, 0).output(0)
+    zeros = np.zeros(matrices.padded_size, np.float32)
+    flat = ops.reshape(ops.convert(port, "f32"), [-1], special_zero=False)
+    padded = ops.slice(ops.concat([flat, ops.constant(zeros)], 0), [0], [zeros.size], [1])
+    middle = ops.reshape(padded, list(matrices.matrix_shape), special_zero=False)
+    half = ops.matmul(ops.constant(matrices.left), middle, False, False)
+    projected = ops.matmul(half, ops.constant(matrices.right), False, False)
+    return projected.output(0), ops.shape_of(port).output(0)
