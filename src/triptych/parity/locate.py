@@ -58,7 +58,7 @@ def suspects(
     for site in sites:
         arrived = [errors[value] for value in site.region.inputs if value in errors]
         error = errors[site.value]
-        if error <= limit * _ESTIMATE or any(math.isnan(each) for each in arrived):
+        if error <= limit * _ESTIMATE or not all(map(math.isfinite, arrived)):
             continue
         # asked as "is it little more", so that a NaN is not
         if not error <= GROWTH * max(arrived, default=0.0):
