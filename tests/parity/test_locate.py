@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ STEPS = Graph(
 )
 
 
-def bound(value: str, tensor: int, at: int, role: str) -> Bound:
+def bound(value: str, tensor: int, at: int, role: Literal["output", "input"]) -> Bound:
     return Bound(value=value, tensor=tensor, call=at, role=role)
 
 

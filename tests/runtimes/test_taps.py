@@ -115,6 +115,8 @@ def test_what_cannot_be_the_same_tensor_is_refused() -> None:
     [
         ("unet.conv_in.weight", "unet.conv_in.weight"),
         ("conv_in.weight", "unet.conv_in.weight"),
+        ("self.conv_in.weight", "unet.conv_in.weight"),
+        ("self.model.conv_in.weight", "unet.conv_in.weight"),
         ("unet_unet_conv_in_weight", "unet.conv_in.weight"),
         ("unet_unet_conv_in_weight_to_fp16_palettized", "unet.conv_in.weight"),
         ("unet_unet_down_blocks_1_conv_bias_to_fp16", "unet.down_blocks.1.conv.bias"),
@@ -265,19 +267,12 @@ def test_an_argument_without_a_name_is_not_guessed() -> None:
     assert "turned" not in pairs(bind_by_scope(graph, seen, ""))
 
 
-def test_openvinos_own_traces_are_read_too() -> None:
-    graph = Graph(
-        ("x",),
-        ("out",),
-        (step("/", "Conv", "x w", "out"),),
-    )
+@pytest.mark.parametrize("wrapper", ["__module.", "__module.model."])
+def test_openvinos_own_traces_are_read_too(wrapper: str) -> None:
+    name = f"{wrapper}down.0.conv/aten::_convolution/Convolution"
     operator = Operator(
-        name="__module.down.0.conv/aten::_convolution/Convolution",
-        type="Convolution",
-        inputs=("x", "w"),
-        outputs=("out",),
-        names=("__module.down.0.conv/aten::_convolution/Convolution",),
+        name=name, type="Convolution", inputs=("x", "w"), outputs=("out",), names=(name,)
     )
     seen = trace(call("unet.down.0.conv", "Conv2d", (0,), (1,)))
-    found = pairs(bind_by_scope(Graph(graph.inputs, graph.outputs, (operator,)), seen, "unet."))
+    found = pairs(bind_by_scope(Graph(("x",), ("out",), (operator,)), seen, "unet."))
     assert found["out"] == (1, "output")

@@ -242,7 +242,7 @@ def test_the_command_names_the_operator_and_ends_with_1(
     )
     assert "FAIL: encoder.text_model.encoder.layers.2.self_attn.out_proj.weight differs" in first
     assert "3 at [2, 5]" in first
-    assert last.startswith("failed: text_encoder, ")
+    assert last.startswith("failed: text_encoder, a long prompt, on onnxruntime ")
 
     assert command(monkeypatch, *options, "--json") == 1
     document = json.loads(capsys.readouterr().out)

@@ -2,7 +2,8 @@
 
 Graphs that were traced from PyTorch name their operators after the modules that they came from:
 "/unet/down_blocks.0/resnets.1/conv1/Conv" in ONNX, also after OpenVINO read it, and
-"__module.down_blocks.0.resnets.1.conv1/aten::_convolution/Convolution" where OpenVINO traced it.
+"__module.down_blocks.0.resnets.1.conv1/aten::_convolution/Convolution" where OpenVINO traced it,
+with "__module.model." where optimum-intel put a module around the network.
 """
 
 import re
@@ -15,6 +16,7 @@ from triptych.runtimes._taps.graph import Graph, Operator
 from triptych.runtimes._taps.trace import Trace
 
 _CALL_NUMBER = re.compile(r"_\d+$")
+_WRAPPERS = re.compile(r"^/|^__module\.(model\.)?")
 _NORMS = ("LayerNorm", "GroupNorm")
 
 
@@ -132,7 +134,7 @@ def _scopes(graph: Graph, kinds: Mapping[str, str], prefix: str) -> Iterator[_Sc
 def _scope_of(operator: Operator, aliases: Mapping[str, str]) -> tuple[str, str] | None:
     """The scope that an operator is named after, as written, and the module's name."""
     for name in operator.names:
-        pieces = name.removeprefix("__module.").strip("/").split("/")[:-1]
+        pieces = _WRAPPERS.sub("", name).split("/")[:-1]
         for length in range(len(pieces), 0, -1):
             path = ".".join(pieces[:length])
             for candidate in (path, _CALL_NUMBER.sub("", path)):

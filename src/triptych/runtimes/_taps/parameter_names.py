@@ -1,8 +1,10 @@
 """Which parameter of a checkpoint a constant of a graph is, as far as its name tells."""
 
+import re
 from collections.abc import Iterable
 from typing import final
 
+_WRAPPERS = re.compile(r"^self\.(model\.)?")
 _MAX_WRAPPERS = 4
 _MAX_SUFFIXES = 8
 
@@ -11,7 +13,8 @@ _MAX_SUFFIXES = 8
 class ParameterNames:
     """The parameters of one component, found by what exporters make of their names.
 
-    ONNX and OpenVINO keep them, with or without the component's prefix. coremltools writes
+    ONNX and OpenVINO keep them, with or without the component's prefix, or with "self." and
+    optimum-intel's "self.model." before them. coremltools writes
     underscores for dots, puts the names of wrapping modules in front, and behind it "to_fp16",
     "palettized" and the like.
 
@@ -28,8 +31,9 @@ class ParameterNames:
 
     def find(self, constant: str) -> str | None:
         """The parameter's name, or None."""
-        if constant in self._exact:
-            return self._exact[constant]
+        bare = _WRAPPERS.sub("", constant)
+        if bare in self._exact:
+            return self._exact[bare]
         words = constant.split("_")
         for start in range(min(_MAX_WRAPPERS, len(words))):
             for end in range(len(words), max(start, len(words) - _MAX_SUFFIXES), -1):
