@@ -15,6 +15,7 @@ from triptych.cli.encode import encode
 from triptych.cli.export import export
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
+from triptych.cli.locate import locate
 from triptych.cli.record import record
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
@@ -37,6 +38,7 @@ for command in (
     record,
     check,
     compare,
+    locate,
     inspect,
     doctor,
     tiny_checkpoint,

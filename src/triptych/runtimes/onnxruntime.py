@@ -25,6 +25,10 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
 }
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where a graph that comes from memory has its external weights: onnxruntime's
+onnxruntime_session_options_config_keys.h."""
+
 _DISTRIBUTION = re.compile(r"^onnxruntime(-.+)?$")
 
 
@@ -68,6 +72,13 @@ class OnnxRuntime:
 
     def open(self, artifact: Artifact) -> OnnxRuntimeSession:
         """Load a graph on the provider; an absent provider is an error, never a CPU run."""
+        return self._open(artifact, None)
+
+    def open_graph(self, graph: bytes, artifact: Artifact) -> OnnxRuntimeSession:
+        """Load a graph that was made from an artifact's; external weights are the artifact's."""
+        return self._open(artifact, graph)
+
+    def _open(self, artifact: Artifact, graph: bytes | None) -> OnnxRuntimeSession:
         engine = _import_engine()
         provider = self.settings.device or _DEFAULT_PROVIDER
         available = engine.get_available_providers()
@@ -83,9 +94,12 @@ class OnnxRuntime:
                 f"onnxruntime: got --precision {self.settings.precision}, but a graph runs in the "
                 f"precision it was exported in: {_declared(artifact)}. Export it again."
             )
+        options = self._options(engine)
+        if graph is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path.parent.absolute()))
         try:
             session = engine.InferenceSession(
-                str(artifact.path), sess_options=self._options(engine), providers=[provider]
+                graph or str(artifact.path), sess_options=options, providers=[provider]
             )
         except Exception as error:  # its exceptions share no base class
             raise BundleError(

@@ -98,7 +98,28 @@ class OpenVino:
         An absent device, or a precision that the device replaces by another, is an error.
         """
         engine = _import_engine()
-        core = engine.Core()
+        model = self.read(artifact)
+        compiled = self.compile(model, artifact)
+        execution = self._execution(engine, compiled, self.settings.device or _DEFAULT_DEVICE)
+        asked = self.settings.precision
+        if self.force_precision and asked is not None and execution.precision != asked:
+            raise BackendError(
+                f"openvino: got {execution.precision} from {execution.device}, want {asked} as "
+                "asked for. The device does not compute in it: leave --precision out."
+            )
+        return OpenVinoSession(compiled, artifact=artifact, execution=execution)
+
+    def read(self, artifact: Artifact) -> "openvino.Model":
+        """An artifact's network as it is compiled."""
+        engine = _import_engine()
+        model = _read(engine, engine.Core(), artifact)
+        if self.static_axes:
+            model.reshape(_static_shapes(artifact, self.static_axes))
+        return model
+
+    def compile(self, model: "openvino.Model", artifact: Artifact) -> "openvino.CompiledModel":
+        """Compile a network that was made from an artifact's; an absent device is an error."""
+        core = _import_engine().Core()
         device = self.settings.device or _DEFAULT_DEVICE
         if device not in core.available_devices:
             raise BackendError(
@@ -106,23 +127,12 @@ class OpenVino:
                 f"{', '.join(core.available_devices)}."
             )
         config = self._config(core, device, artifact)
-        model = _read(engine, core, artifact)
-        if self.static_axes:
-            model.reshape(_static_shapes(artifact, self.static_axes))
         try:
-            compiled = core.compile_model(model, device, config)
+            return core.compile_model(model, device, config)
         except RuntimeError as error:
             raise BackendError(
                 f"{artifact.path}: {device} could not compile it. {error}"
             ) from error
-        execution = self._execution(engine, compiled, device)
-        asked = self.settings.precision
-        if self.force_precision and asked is not None and execution.precision != asked:
-            raise BackendError(
-                f"openvino: got {execution.precision} from {device}, want {asked} as asked for. "
-                "The device does not compute in it: leave --precision out."
-            )
-        return OpenVinoSession(compiled, artifact=artifact, execution=execution)
 
     def probe(self) -> Probe:
         """Version, devices, and what each would compute in if nobody told it."""
