@@ -6,6 +6,7 @@ import sys
 import typer
 
 import triptych
+from triptych.cli.bisect import bisect
 from triptych.cli.check import check
 from triptych.cli.compare import compare
 from triptych.cli.console import fail
@@ -37,6 +38,7 @@ for command in (
     record,
     check,
     compare,
+    bisect,
     inspect,
     doctor,
     tiny_checkpoint,

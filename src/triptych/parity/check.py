@@ -329,10 +329,11 @@ def _pictures(
         failed = replace(about, stage=stage, verdict="failed", reason=str(error))
         return (failed,), {}
     pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
-    return (_image_row(about, images[str(last)], recording.image),), pixels
+    return (image_row(about, images[str(last)], recording.image),), pixels
 
 
-def _image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
+def image_row(about: Row, actual: ImageFloats, expected: ImageFloats) -> Row:
+    """One picture against the reference's; one of a single colour has failed."""
     found = compare(actual, expected, component="vae_decoder", tensor="image")
     row = replace(
         with_comparison(about, found),
