@@ -19,6 +19,9 @@ Bisected: TypeAlias = Literal["components", "passes", "precision", "export"]
 """components: one network swapped at a time. passes: what the engine's graph optimiser does.
 precision: what the engine computes in. export: how the file was made."""
 
+LikenessKind: TypeAlias = Literal["same", "size", "other"]
+"""How far two errors are one: `Likeness.kind`."""
+
 CARRIES = 0.1
 """Part of an error from which a switch is named."""
 
@@ -55,7 +58,8 @@ class Share:
 
     Attributes:
         name: the switch: a component, a pass, a property.
-        alone: the error that it brings where all others are exact; None where it cannot be alone.
+        alone: the error that it brings where all others are exact, beyond what is there with all
+            of them exact; None where it cannot be alone.
         without: the error that is left where it alone is exact.
         share: part of the whole error that it brings alone, or that goes with it where it cannot be
             alone. The shares of several need not add up to 1.
@@ -86,14 +90,15 @@ class Likeness:
             near 0 for two roundings of one size; None where one of them has no error.
         closeness: 1 - ‖a - b‖ / max(‖a‖, ‖b‖) of both errors' sizes over the cases: 1 where every
             case is as far off as with the other.
-        is_alike: whether it may be called the same.
+        kind: same: as large in every case, and at the same elements. size: as large, but elsewhere:
+            another rounding of that kind, or chance. other: neither.
     """
 
     name: str
     error: float
     error_cosine: float | None
     closeness: float
-    is_alike: bool
+    kind: LikenessKind
 
 
 @final
@@ -177,13 +182,28 @@ def part_of(error: float, whole: float) -> float:
 
 
 def make_share(
-    name: str, *, alone: float | None, without: float, whole: float, self_difference: float
+    name: str,
+    *,
+    alone: float | None,
+    without: float,
+    whole: float,
+    self_difference: float,
+    exact: float = 0.0,
 ) -> Share:
-    """What one switch carries of the whole error."""
-    brought = _taken_away(without, whole) if alone is None else alone
+    """What one switch carries of the whole error.
+
+    Args:
+        name: the switch.
+        alone: the error with it, where all others are exact; None where that cannot be.
+        without: the error where it alone is exact.
+        whole: the error with all of them.
+        self_difference: between two equal runs.
+        exact: the error where all of them are exact: none of theirs.
+    """
+    brought = _taken_away(without, whole) if alone is None else _taken_away(exact, alone)
     return Share(
         name=name,
-        alone=alone,
+        alone=None if alone is None else brought,
         without=without,
         share=part_of(brought, whole),
         is_noise=brought <= NOISE_RATIO * self_difference,
@@ -191,9 +211,10 @@ def make_share(
 
 
 def _taken_away(without: float, whole: float) -> float:
+    """What of an error goes; nothing where it only grows."""
     if math.isfinite(whole):
         return max(0.0, whole - without)
-    return 0.0 if not math.isfinite(without) else math.inf
+    return math.inf if math.isfinite(without) else 0.0
 
 
 def ranked(shares: Iterable[Share]) -> tuple[Share, ...]:

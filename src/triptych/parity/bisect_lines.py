@@ -31,9 +31,11 @@ def section_lines(report: BisectReport, section: Section) -> Iterator[str]:
         for likeness in section.likenesses:
             text = _likeness_text(likeness, trials[likeness.name])
             yield f"{likeness.name:<{width}}  {text}"
-    elif report.what in ("passes", "precision"):
-        width = max(len(trial.name) for trial in (section.whole, *section.trials))
-        for trial in (section.whole, *section.trials):
+    # The first trials are no side of a share: the levels of passes, everything in float32.
+    lone = {"passes": section.trials[:4], "precision": section.trials[:1]}.get(report.what, ())
+    if lone:
+        width = max(len(trial.name) for trial in (section.whole, *lone))
+        for trial in (section.whole, *lone):
             yield f"{trial.name:<{width}}  {_trial_text(trial)}"
 
 
@@ -62,7 +64,7 @@ def _likeness_text(likeness: Likeness, trial: Trial) -> str:
     if trial.stopped_by:
         return f"not run: {trial.stopped_by}"
     cosine = "" if likeness.error_cosine is None else f"  cosine {likeness.error_cosine:.3f}"
-    alike = "  alike" if likeness.is_alike else ""
+    alike = {"same": "  the same", "size": "  of one size", "other": ""}[likeness.kind]
     return f"error {number_text(likeness.error)}  sizes {likeness.closeness:.2f}{cosine}{alike}"
 
 

@@ -204,6 +204,7 @@ def component_shares(
     changed: str,
     whole: Trial,
     self_difference: float,
+    exact_error: float = 0.0,
     report: StageReporter,
 ) -> tuple[tuple[Trial, ...], tuple[Share, ...]]:
     """Swap one component at a time, both ways: two runs for each.
@@ -214,6 +215,7 @@ def component_shares(
         changed: the side whose error is to be explained.
         whole: all components from that side.
         self_difference: between two such runs.
+        exact_error: of all components from the side that is right.
         report: told what is running.
 
     Returns:
@@ -237,6 +239,7 @@ def component_shares(
                 without=without.error,
                 whole=whole.error,
                 self_difference=self_difference,
+                exact=exact_error,
             )
         )
     return tuple(trials), ranked(shares)

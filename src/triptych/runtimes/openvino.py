@@ -187,7 +187,9 @@ class OpenVino:
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
-                "execution_mode_hint": _property(compiled, "EXECUTION_MODE_HINT"),
+                "execution_mode_hint": _property(compiled, "EXECUTION_MODE_HINT").rpartition(".")[
+                    2
+                ],
                 "nodes": ", ".join(f"{count} {name}" for name, count in sorted(nodes.items())),
                 "threads": str(threads) if threads else "the engine's choice",
                 "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),

@@ -1,5 +1,6 @@
 """Which way of exporting gives the candidate's error: each is tried, and its error compared."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,9 +109,20 @@ def export_sections(ground: Ground) -> tuple[Section, ...]:
 def _conclusion(row: Row, whole: Trial, own: Trial, nearest: Likeness) -> str:
     if row.verdict in ("passed", "warned"):
         return "nothing to explain: the bundle keeps its limits"
-    if nearest.is_alike:
-        return f"the bundle's error is that of: {nearest.name}"
-    if own.error <= _FAR_LESS * whole.error:
+    match nearest.kind:
+        case "same":
+            return f"the bundle's error is that of: {nearest.name}"
+        case "size":
+            return (
+                f"the bundle's error is as large as that of: {nearest.name}. It points elsewhere: "
+                "another rounding of that kind, or chance"
+            )
+        case "other":
+            return _unlike_text(whole, own)
+
+
+def _unlike_text(whole: Trial, own: Trial) -> str:
+    if math.isfinite(own.error) and own.error <= _FAR_LESS * whole.error:
         return (
             f"the file itself is at fault: exported afresh with the same settings ({own.name}) it "
             f"is at {own.error:.1e}. It holds other weights, or another exporter wrote it"

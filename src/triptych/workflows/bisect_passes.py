@@ -85,6 +85,7 @@ def pass_sections(ground: Ground) -> tuple[Section, ...]:
         without=without.error,
         whole=whole.error,
         self_difference=measured.self_difference,
+        exact=least.error,
     )
     trials = (*levels, replace(alone, name=f"only {share.name}"), without)
     conclusion = _guilty_text(share, whole)

@@ -34,11 +34,13 @@ class _Switch:
 
     Attributes:
         name: in the engine's words.
+        value: what makes it exact.
         only: the engine as it is but for this, which is exact.
         but: the exact engine but for this; None where it cannot be told apart.
     """
 
     name: str
+    value: str
     only: Runtime
     but: Runtime | None
 
@@ -102,6 +104,7 @@ def _by_component(ground: Ground, engines: _Engines) -> Section:
         changed=engines.name,
         whole=whole.trial,
         self_difference=self_difference,
+        exact_error=exact.error,
         report=ground.report,
     )
     row = worst_run_row(ground, whole, self_difference=self_difference)
@@ -139,16 +142,18 @@ def _by_switch(ground: Ground, engines: _Engines) -> Section:
     exact = attempt(engines.exact, _EXACT)
     trials, shares = [exact], list[Share]()
     for switch in engines.switches:
-        without = attempt(switch.only, f"{engines.name} with {switch.name}")
-        but = None if switch.but is None else attempt(switch.but, f"{_EXACT} but {switch.name}")
+        default = f"{switch.name}={whole.switches.get(switch.name.lower(), engines.name)}"
+        without = attempt(switch.only, f"{engines.name} but {switch.name}={switch.value}")
+        but = None if switch.but is None else attempt(switch.but, f"{_EXACT} but {default}")
         trials += [without] if but is None else [without, but]
         shares.append(
             make_share(
-                switch.name,
+                default,
                 alone=None if but is None else but.error,
                 without=without.error,
                 whole=whole.error,
                 self_difference=measured.self_difference,
+                exact=exact.error,
             )
         )
     row = worst_component_row(ground, measured)
@@ -170,7 +175,7 @@ def _engines(runtime: Runtime) -> _Engines:
         case CoreMlReference():
             declared = replace(runtime, settings=replace(runtime.settings, precision=None))
             exact = replace(runtime, settings=replace(runtime.settings, precision="fp32"))
-            switch = _Switch(name="numeric_mode fp32", only=exact, but=declared)
+            switch = _Switch(name="numeric_mode", value=_EXACT, only=exact, but=declared)
             return _Engines(default=declared, name="as declared", exact=exact, switches=(switch,))
         case _:
             raise UsageError(
@@ -189,12 +194,13 @@ def _openvino(runtime: OpenVino) -> _Engines:
     )
     plain = replace(runtime, settings=replace(runtime.settings, precision=None))
     if asked is not None:
-        switch = _Switch(name=f"--precision {asked}", only=exact, but=default)
+        switch = _Switch(name="--precision", value=_EXACT, only=exact, but=default)
         return _Engines(default=default, name=asked, exact=exact, switches=(switch,))
     unforced = replace(plain, force_precision=False)
     switches = [
         _Switch(
-            name=f"{name}={value}",
+            name=name,
+            value=str(value),
             only=replace(unforced, properties={name: value}),
             but=replace(unforced, properties=_others(name)),
         )
@@ -203,7 +209,8 @@ def _openvino(runtime: OpenVino) -> _Engines:
     mode = {"EXECUTION_MODE_HINT": "ACCURACY"}
     switches.append(
         _Switch(
-            name="EXECUTION_MODE_HINT=ACCURACY",
+            name="EXECUTION_MODE_HINT",
+            value="ACCURACY",
             only=replace(unforced, properties=mode),
             but=None,
         )
