@@ -72,11 +72,19 @@ def pass_sections(ground: Ground) -> tuple[Section, ...]:
     least = levels[-1]
     if not section.needs_explaining or not part_of(least.error, whole.error) <= 1 - CARRIES:
         return (replace(section, conclusion=_levels_text(row, whole, least)),)
-    guilty = smallest_subset(
-        OPTIMIZERS, lambda part: _is_enough(passes.without(part).error, whole, least)
-    )
+    return (_with_guilty(section, passes, least),)
+
+
+def _with_guilty(section: Section, passes: "_Passes", least: Trial) -> Section:
+    """The smallest set of passes without which the error is gone, and what they bring alone."""
+    whole = section.whole
+
+    def is_enough(part: Sequence[str]) -> bool:
+        return bool(part) and _is_enough(passes.without(part).error, whole, least)
+
+    guilty = smallest_subset(OPTIMIZERS, is_enough)
     if not guilty:
-        return (replace(section, conclusion=_unnamed_text(whole, least)),)
+        return replace(section, conclusion=_unnamed_text(whole, least))
     others = tuple(name for name in OPTIMIZERS if name not in guilty)
     alone, without = passes.without(others), passes.without(guilty)
     share = make_share(
@@ -84,12 +92,12 @@ def pass_sections(ground: Ground) -> tuple[Section, ...]:
         alone=alone.error,
         without=without.error,
         whole=whole.error,
-        self_difference=measured.self_difference,
+        self_difference=section.self_difference,
         exact=least.error,
     )
-    trials = (*levels, replace(alone, name=f"only {share.name}"), without)
+    trials = (*section.trials, replace(alone, name=f"only {share.name}"), without)
     conclusion = _guilty_text(share, whole)
-    return (replace(section, trials=trials, shares=(share,), conclusion=conclusion),)
+    return replace(section, trials=trials, shares=(share,), conclusion=conclusion)
 
 
 @final
