@@ -37,6 +37,7 @@ def bisected(
     runtime: str | None = None,
     component: ComponentName = "unet",
     settings: RuntimeSettings = ONE_THREAD,
+    num_inference_steps: int = 2,
 ) -> BisectReport:
     request = BisectRequest(
         what=what,
@@ -45,7 +46,7 @@ def bisected(
         runtime=runtime,
         runtime_settings=settings,
         component=component,
-        run=RunRequest(num_inference_steps=2),
+        run=RunRequest(num_inference_steps=num_inference_steps),
         reference_settings=ONE_THREAD,
     )
     return bisect_bundle(request, report=lambda _: None)
@@ -76,6 +77,19 @@ def set_weight(model: onnx.ModelProto, name: str, change: Callable[[Array], Arra
 
 def changed_weight(name: str, factor: float = 1.05) -> Fault:
     return lambda model: set_weight(model, name, lambda values: values * factor)
+
+
+def with_only(source: Path, target: Path, component: ComponentName) -> Path:
+    """A copy of an export that has one network: no picture can be made with it."""
+    folder = shutil.copytree(source, target)
+    (folder / "triptych.json").unlink()
+    for path in folder.glob("*.mlpackage"):
+        if not path.stem.endswith(f"_{component}"):
+            shutil.rmtree(path)
+    for path in [*folder.glob("*/model.onnx"), *folder.glob("*/openvino_model.xml")]:
+        if path.parent.name != component:
+            path.unlink()
+    return folder
 
 
 # --- components ----------------------------------------------------------------------------------
@@ -265,18 +279,17 @@ def test_what_the_device_chooses_is_named(checkpoint: Path, openvino_folder: Pat
 
 @NEEDS_BF16
 def test_a_precision_that_was_asked_for_is_held_against_float32(
-    checkpoint: Path, openvino_folder: Path
+    checkpoint: Path, openvino_folder: Path, tmp_path: Path
 ) -> None:
     settings = replace(ONE_THREAD, precision="bf16")
-    report = bisected("precision", openvino_folder, checkpoint, settings=settings)
-    unet = report.sections[1]
+    bundle = with_only(openvino_folder, tmp_path / "bundle", "unet")
+    unet = only_section(bisected("precision", bundle, checkpoint, settings=settings))
     assert unet.whole.name == "bf16"
     assert [share.name for share in unet.shares] == ["--precision=bf16"]
     assert unet.shares[0].without < 1e-5
 
 
 def test_activations_beside_int8_weights_are_told_apart(checkpoint: Path, tmp_path: Path) -> None:
-    """And a bundle of one component has no picture to bisect."""
     pytest.importorskip("nncf")
     from triptych.exporters.base import ExportSettings
 
@@ -284,22 +297,32 @@ def test_activations_beside_int8_weights_are_told_apart(checkpoint: Path, tmp_pa
         checkpoint=checkpoint,
         output=tmp_path,
         formats=["openvino"],
-        components=["unet"],
+        components=["text_encoder"],
         settings=ExportSettings(precision="int8"),
         num_jobs=1,
     )
-    section = only_section(bisected("precision", export_bundles(request)["openvino"], checkpoint))
-    names = [share.name.partition("=")[0] for share in section.shares]
-    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" in names
-    assert not any("NaN" in trial.stopped_by for trial in section.trials)
+    bundle = export_bundles(request)["openvino"]
+    section = only_section(bisected("precision", bundle, checkpoint, component="text_encoder"))
+    shares = {share.name.partition("=")[0]: share for share in section.shares}
+    rounding = shares["DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+    if rounding.name.endswith("=0"):
+        pytest.skip("OpenVINO does not round activations to int8 on this CPU")
+    assert rounding.alone is not None
+    assert rounding.alone > 1e-3  # beyond what the weights cost, which no switch mends
+    assert section.trials[0].error > 1e-3
 
 
-def test_a_core_ml_program_is_held_against_float32(checkpoint: Path, coreml_folder: Path) -> None:
-    report = bisected("precision", coreml_folder, checkpoint, runtime="coreml-reference")
-    image, unet = report.sections
-    assert report.verdict == "passed"
-    assert [share.name for share in unet.shares] == ["numeric_mode=declared"]
-    assert not image.needs_explaining
+def test_a_core_ml_program_is_held_against_float32(
+    checkpoint: Path, coreml_folder: Path, tmp_path: Path
+) -> None:
+    bundle = with_only(coreml_folder, tmp_path / "bundle", "text_encoder")
+    section = only_section(
+        bisected(
+            "precision", bundle, checkpoint, runtime="coreml-reference", component="text_encoder"
+        )
+    )
+    assert not section.needs_explaining
+    assert [share.name for share in section.shares] == ["numeric_mode=declared"]
 
 
 def test_onnxruntime_has_no_precision_to_choose(checkpoint: Path, onnx_folder: Path) -> None:
@@ -325,7 +348,7 @@ def test_a_sinusoid_in_fp16_is_named(
     graph = onnx_folder / "unet" / "model.onnx"
     bundle = saved_by_openvino(openvino_folder, graph, tmp_path / "bundle")
 
-    report = bisected("export", bundle, checkpoint)
+    report = bisected("export", bundle, checkpoint, num_inference_steps=4)  # from t=751 on
 
     section = only_section(report)
     assert report.verdict == "failed"
@@ -344,9 +367,9 @@ def test_a_sinusoid_in_fp16_is_named(
 def test_another_fine_tune_is_the_file_s_own_fault(
     checkpoint: Path, onnx_folder: Path, tmp_path: Path
 ) -> None:
-    fault = changed_weight("unet.conv_in.weight")
-    bundle = plant(onnx_folder, tmp_path / "bundle", "unet", fault)
-    section = only_section(bisected("export", bundle, checkpoint))
+    fault = changed_weight("encoder.text_model.embeddings.token_embedding.weight")
+    bundle = plant(onnx_folder, tmp_path / "bundle", "text_encoder", fault)
+    section = only_section(bisected("export", bundle, checkpoint, component="text_encoder"))
     assert section.needs_explaining
     assert {likeness.kind for likeness in section.likenesses} == {"other"}
     assert section.conclusion.startswith("the file itself is at fault: exported afresh")

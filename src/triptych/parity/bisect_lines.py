@@ -1,7 +1,7 @@
 """A bisection as lines: what the error is, what carries how much of it, and what follows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from triptych.parity.bisect import (
     NOISE_RATIO,
@@ -18,25 +18,17 @@ from triptych.parity.lines import verdict_line
 def section_lines(report: BisectReport, section: Section) -> Iterator[str]:
     """All that a section has to say but for its verdict."""
     noise = NOISE_RATIO * section.self_difference
-    yield f"two runs of the candidate differ by {number_text(section.self_difference)}" + (
-        f": up to {number_text(noise)} is noise" if noise else ""
+    yield f"two runs of the candidate differ by {_number(section.self_difference)}" + (
+        f": up to {_number(noise)} is noise" if noise else ""
     )
-    if section.shares:
-        width = max(len(share.name) for share in section.shares)
-        for share in section.shares:
-            yield f"{share.name:<{width}}  {_share_text(share, section.subject)}"
-    if section.likenesses:
-        width = max(len(likeness.name) for likeness in section.likenesses)
-        trials = {trial.name: trial for trial in section.trials}
-        for likeness in section.likenesses:
-            text = _likeness_text(likeness, trials[likeness.name])
-            yield f"{likeness.name:<{width}}  {text}"
-    # The first trials are no side of a share: the levels of passes, everything in float32.
-    lone = {"passes": section.trials[:4], "precision": section.trials[:1]}.get(report.what, ())
-    if lone:
-        width = max(len(trial.name) for trial in (section.whole, *lone))
-        for trial in (section.whole, *lone):
-            yield f"{trial.name:<{width}}  {_trial_text(trial)}"
+    yield from _table(
+        [(share.name, _share_text(share, section.subject)) for share in section.shares]
+    )
+    trials = {trial.name: trial for trial in section.trials}
+    yield from _table(
+        [(one.name, _likeness_text(one, trials[one.name])) for one in section.likenesses]
+    )
+    yield from _table([(trial.name, _trial_text(trial)) for trial in _lone_trials(report, section)])
 
 
 def whole_line(section: Section) -> str:
@@ -44,7 +36,24 @@ def whole_line(section: Section) -> str:
     return verdict_line(section.row, declared=section.row.precision)
 
 
-def number_text(value: float) -> str:
+def _lone_trials(report: BisectReport, section: Section) -> tuple[Trial, ...]:
+    """Those that are no side of a share: the levels of passes; everything in float32."""
+    match report.what:
+        case "passes":
+            return (section.whole, *section.trials[:4])
+        case "precision":
+            return (section.whole, *section.trials[:1])
+        case "components" | "export":
+            return ()
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        yield f"{name:<{width}}  {text}"
+
+
+def _number(value: float) -> str:
     """A distance for people."""
     return f"{value:.1e}" if math.isfinite(value) else "no end"
 
@@ -53,10 +62,10 @@ def _share_text(share: Share, subject: str) -> str:
     noise = "  noise" if share.is_noise else ""
     part = percent_text(share.share)
     if share.alone is None:
-        return f"with it {number_text(share.without)} is left ({part} goes){noise}"
+        return f"without it {_number(share.without)} ({part} of the {subject}'s error goes){noise}"
     return (
-        f"alone brings {number_text(share.alone)} ({part} of the {subject}'s error)  "
-        f"without it {number_text(share.without)}{noise}"
+        f"alone brings {_number(share.alone)} ({part} of the {subject}'s error)  "
+        f"without it {_number(share.without)}{noise}"
     )
 
 
@@ -65,11 +74,11 @@ def _likeness_text(likeness: Likeness, trial: Trial) -> str:
         return f"not run: {trial.stopped_by}"
     cosine = "" if likeness.error_cosine is None else f"  cosine {likeness.error_cosine:.3f}"
     alike = {"same": "  the same", "size": "  of one size", "other": ""}[likeness.kind]
-    return f"error {number_text(likeness.error)}  sizes {likeness.closeness:.2f}{cosine}{alike}"
+    return f"error {_number(likeness.error)}  sizes {likeness.closeness:.2f}{cosine}{alike}"
 
 
 def _trial_text(trial: Trial) -> str:
     if trial.stopped_by:
         return f"not run: {trial.stopped_by}"
     ran = f"  ran={trial.ran}" if trial.ran else ""
-    return f"error {number_text(trial.error)}{ran}"
+    return f"error {_number(trial.error)}{ran}"

@@ -108,7 +108,8 @@ def export_sections(ground: Ground) -> tuple[Section, ...]:
 
 def _conclusion(row: Row, whole: Trial, own: Trial, nearest: Likeness) -> str:
     if row.verdict in ("passed", "warned"):
-        return "nothing to explain: the bundle keeps its limits"
+        known = f"; its error is that of: {nearest.name}" if nearest.kind == "same" else ""
+        return f"nothing to explain: the bundle keeps its limits{known}"
     match nearest.kind:
         case "same":
             return f"the bundle's error is that of: {nearest.name}"
