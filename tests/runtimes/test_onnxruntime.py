@@ -1,5 +1,6 @@
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from triptych.models.component import ComponentSpec
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.checked import CheckedSession, open_session
+from triptych.runtimes.onnxruntime import OnnxRuntime
 from triptych.tensors import TensorSpec
 
 
@@ -234,3 +236,20 @@ def test_a_closed_session_does_not_run(onnx_bundle: Bundle) -> None:
     session.close()
     with pytest.raises(BackendError, match="closed session"):
         session.run({"input_ids": np.ones((1, 77), np.int64)})
+
+
+@pytest.mark.slow
+def test_a_pass_can_be_left_out_and_the_execution_says_so(onnx_bundle: Bundle) -> None:
+    artifact = onnx_bundle.artifact("text_encoder")
+    plain = OnnxRuntime(settings=RuntimeSettings(num_threads=1))
+    told = {
+        "all": plain,
+        "basic": replace(plain, graph_optimization="basic"),
+        "all but ConstantFolding, ConvMulFusion": replace(
+            plain, disabled_optimizers=("ConstantFolding", "ConvMulFusion")
+        ),
+    }
+    for text, runtime in told.items():
+        session = runtime.open(artifact)
+        assert session.execution.details["graph_optimization"] == text
+        session.close()

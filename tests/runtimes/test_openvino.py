@@ -305,3 +305,16 @@ def test_a_file_that_is_no_network_is_named(openvino_bundle: Bundle, tmp_path: P
     artifact = replace(openvino_bundle.artifact("unet"), path=path)
     with pytest.raises(BundleError, match=r"openvino_model\.xml: got"):
         make_runtime("openvino").open(artifact)
+
+
+@pytest.mark.slow
+def test_a_property_has_the_last_word(openvino_bundle: Bundle) -> None:
+    unforced = OpenVino(
+        settings=RuntimeSettings(num_threads=1),
+        force_precision=False,
+        properties={"EXECUTION_MODE_HINT": "ACCURACY"},
+    )
+    session = unforced.open(openvino_bundle.artifact("text_encoder"))
+    assert session.execution.details["execution_mode_hint"] == "ACCURACY"
+    assert session.execution.precision == "fp32"
+    session.close()

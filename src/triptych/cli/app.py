@@ -6,6 +6,7 @@ import sys
 import typer
 
 import triptych
+from triptych.cli.bisect import bisect
 from triptych.cli.check import check
 from triptych.cli.compare import compare
 from triptych.cli.console import fail
@@ -39,6 +40,7 @@ for command in (
     check,
     compare,
     locate,
+    bisect,
     inspect,
     doctor,
     tiny_checkpoint,

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from triptych.workflows.check import CheckOutcome
     from triptych.workflows.record import RunRequest
 
-_COLOURS = {"passed": "green", "warned": "yellow", "failed": "bold red", "not_run": "yellow"}
+COLOURS = {"passed": "green", "warned": "yellow", "failed": "bold red", "not_run": "yellow"}
+"""Of verdicts."""
 
 
 def check(
@@ -239,12 +240,12 @@ def _print_candidate(report: "CandidateReport") -> None:
         reason = f"  {row.reason}" if row.reason else ""
         word = row.verdict.upper().replace("_", " ")
         console.print(
-            f"  {escape(line)}  [{_COLOURS[row.verdict]}]{word}[/]{escape(reason)}", soft_wrap=True
+            f"  {escape(line)}  [{COLOURS[row.verdict]}]{word}[/]{escape(reason)}", soft_wrap=True
         )
 
 
 def _say_verdict(verdict: str, rest: str) -> None:
-    stdout().print(f"[{_COLOURS[verdict]}]{verdict.replace('_', ' ')}[/]{rest}", soft_wrap=True)
+    stdout().print(f"[{COLOURS[verdict]}]{verdict.replace('_', ' ')}[/]{rest}", soft_wrap=True)
 
 
 def _execution_text(execution: "Execution") -> str:

@@ -40,11 +40,16 @@ class Candidate:
         return self.runtime.name if self.device is None else f"{self.runtime.name}:{self.device}"
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it has every component that the run of a check needs."""
+    def run_components(self) -> tuple[ComponentName, ...]:
+        """Every component that the run of a check needs."""
         config = self.bundle.config
         unused = {"preview_decoder"} if config.is_inpainting else {"preview_decoder", "vae_encoder"}
-        return set(config.components) - unused <= set(self.bundle.artifacts)
+        return tuple(name for name in config.components if name not in unused)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has them all."""
+        return set(self.run_components) <= set(self.bundle.artifacts)
 
     @property
     def run_precision(self) -> Precision:

@@ -58,7 +58,7 @@ def component_evidence(
         return ComponentEvidence(rows=(*contract, _missing(about, "the bundle does not have it")))
     artifact = candidate.bundle.artifact(component)
     recorded = [case for case in recording.cases if case.component == component]
-    cases = [case for case in recorded if _takes(artifact, case)]
+    cases = [case for case in recorded if takes(artifact, case)]
     if not cases:
         reason = "the reference has no feed of its size" if recorded else "the reference lacks it"
         return ComponentEvidence(rows=(*contract, _missing(about, reason)))
@@ -106,7 +106,7 @@ def _missing(about: Row, reason: str) -> Row:
     return replace(about, verdict="not_run", reason=reason)
 
 
-def _takes(artifact: Artifact, case: RecordedCase) -> bool:
+def takes(artifact: Artifact, case: RecordedCase) -> bool:
     """Whether a graph of fixed shapes can run a feed."""
     fixed = artifact.fixed_axes
     if not fixed:
@@ -167,7 +167,7 @@ def _case_rows(
             twin = _twin_row(again, outputs, replace(about, case="two runs of one feed"))
             measured.self_difference = twin.rel_l2 or 0.0
             yield twin
-        yield from _output_rows(case, outputs, replace(about, case=case.name))
+        yield from output_rows(case, outputs, replace(about, case=case.name))
 
 
 def _twin_row(second: TensorMap, first: TensorMap, about: Row) -> Row:
@@ -178,7 +178,8 @@ def _twin_row(second: TensorMap, first: TensorMap, about: Row) -> Row:
     return with_comparison(about, max(found, key=lambda one: one.rel_l2))
 
 
-def _output_rows(case: RecordedCase, outputs: TensorMap, about: Row) -> Iterator[Row]:
+def output_rows(case: RecordedCase, outputs: TensorMap, about: Row) -> Iterator[Row]:
+    """What one feed gave against what the reference gave: a row for each output, not judged."""
     fed = _feed_sha256(case.feed)
     if case.component == "unet":
         timestep = float(np.ravel(case.feed["timestep"])[0])

@@ -57,18 +57,30 @@ def picture_rows(
         failed = replace(about, stage=stage, verdict="failed", reason=str(error))
         return (failed,), {}
     pixels = {step: pixels_from_image(images[str(step)]) for step in steps}
-    return (_image_row(about, images[str(last)], recording.image, metrics),), pixels
+    return (image_row(about, images[str(last)], recording.image, metrics=metrics),), pixels
 
 
-def _image_row(
-    about: Row, actual: ImageFloats, expected: ImageFloats, metrics: Mapping[str, ImageMetric]
+def image_row(
+    about: Row,
+    actual: ImageFloats,
+    expected: ImageFloats,
+    *,
+    metrics: Mapping[str, ImageMetric] | None = None,
 ) -> Row:
+    """One picture against the reference's; one of a single colour has failed.
+
+    Args:
+        about: the row without numbers.
+        actual: the candidate's.
+        expected: the reference's.
+        metrics: others to measure, by name.
+    """
     found = compare(actual, expected, component="vae_decoder", tensor="image")
     row = replace(
         with_comparison(about, found),
         psnr_db=image_psnr_db(actual, expected),
         ssim=ssim(actual, expected),
-        metrics={name: float(metric(actual, expected)) for name, metric in metrics.items()},
+        metrics={name: float(metric(actual, expected)) for name, metric in (metrics or {}).items()},
     )
     blank = _blankness(actual)
     if blank and not _blankness(expected):

@@ -316,6 +316,11 @@ def smallest_passing(rows: Iterable[Row]) -> dict[tuple[Stage, ComponentName], f
     return found
 
 
+def furthest(rows: Iterable[Row]) -> Row:
+    """Of all rows the one furthest from passing."""
+    return max(rows, key=_badness)
+
+
 def _badness(row: Row) -> tuple[int, float]:
     """The verdict, then how much of its limit a row uses up."""
     rank = {"passed": 0, "warned": 1, "not_run": 2, "failed": 3}[row.verdict]

@@ -12,7 +12,7 @@ solver, as if the run did not react to them, add up to what F would be; F over t
 Source: Li and van der Schaar 2024, arXiv:2308.05021, who call these modular and cumulative error.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -27,7 +27,7 @@ from triptych.parity.gates import Gates, judged
 from triptych.parity.metrics import cosine, rel_l2
 from triptych.parity.recording import Recording
 from triptych.parity.report import Row, Stage, with_comparison
-from triptych.runtimes.base import Runtime
+from triptych.runtimes.base import Execution, Runtime
 from triptych.runtimes.checked import open_session
 from triptych.sampling.guidance import predict_noise
 from triptych.sampling.inpaint import unet_sample, with_kept_part
@@ -82,11 +82,16 @@ def teacher_forced_path(recording: Recording, candidate: Candidate, prepared: Pr
     return Path(latents=tuple(latents), noise_preds=tuple(noise_preds), stopped_by=stopped_by)
 
 
-def free_path(candidate: Candidate, prepared: Prepared) -> Path:
-    """The candidate's own run."""
+def free_path(
+    candidate: Candidate,
+    prepared: Prepared,
+    *,
+    on_open: Callable[[Execution], None] | None = None,
+) -> Path:
+    """The candidate's own run; `on_open` is told what its U-Net runs on."""
     latents, noise_preds, stopped_by = [prepared.start.latents], list[NoisePred](), ""
     try:
-        for event in denoise(candidate.bundle, candidate.runtime, prepared):
+        for event in denoise(candidate.bundle, candidate.runtime, prepared, on_open=on_open):
             latents.append(event.latents.copy())
             noise_preds.append(event.noise_pred.copy())
     except (NonFiniteError, BackendError) as error:

@@ -11,7 +11,7 @@ from triptych.errors import UsageError
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.types import FormatName
 
-_NOT_ENGINES = {"base", "checked", "kept_open"}
+_NOT_ENGINES = {"base", "checked", "kept_open", "mixed"}
 
 
 def runtime_names() -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
@@ -30,6 +30,18 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 onnxruntime_session_options_config_keys.h."""
 
 _DISTRIBUTION = re.compile(r"^onnxruntime(-.+)?$")
+
+GraphOptimization: TypeAlias = Literal["disabled", "basic", "extended", "layout", "all"]
+"""How far a graph is rewritten before it runs, in ONNX Runtime's words; each does what those before
+it do."""
+
+_LEVELS: Mapping[GraphOptimization, str] = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
 
 
 @final
@@ -64,9 +76,14 @@ class OnnxRuntime:
 
     Attributes:
         settings: `device` is an execution provider's name; `precision` must be left to the graph.
+        graph_optimization: how far the graph is rewritten before it runs.
+        disabled_optimizers: passes that are left out nevertheless. ONNX Runtime says nothing about
+            a name that it does not know.
     """
 
     settings: RuntimeSettings
+    graph_optimization: GraphOptimization = "all"
+    disabled_optimizers: tuple[str, ...] = ()
     name: str = "onnxruntime"
     formats: tuple[FormatName, ...] = ("onnx",)
 
@@ -99,7 +116,10 @@ class OnnxRuntime:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path.parent.absolute()))
         try:
             session = engine.InferenceSession(
-                graph or str(artifact.path), sess_options=options, providers=[provider]
+                graph or str(artifact.path),
+                sess_options=options,
+                providers=[provider],
+                disabled_optimizers=self.disabled_optimizers or None,
             )
         except Exception as error:  # its exceptions share no base class
             raise BundleError(
@@ -136,6 +156,8 @@ class OnnxRuntime:
     def _options(self, engine: ModuleType) -> "onnxruntime.SessionOptions":
         options = engine.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings concern its own graph rewriting
+        level = _LEVELS[self.graph_optimization]
+        options.graph_optimization_level = getattr(engine.GraphOptimizationLevel, level)
         if self.settings.num_threads is not None:
             options.intra_op_num_threads = self.settings.num_threads
         return options
@@ -149,7 +171,9 @@ class OnnxRuntime:
             precision=_declared(artifact),
             details={
                 "threads": str(threads) if threads else "one for each physical core",
-                "graph_optimization": "all",
+                "graph_optimization": _optimization_text(
+                    self.graph_optimization, self.disabled_optimizers
+                ),
             },
         )
 
@@ -170,6 +194,10 @@ def _versions() -> dict[str, str]:
         name: importlib.metadata.version(name)
         for name in sorted({name for name in found if name and _DISTRIBUTION.match(name)})
     }
+
+
+def _optimization_text(level: GraphOptimization, disabled: Sequence[str]) -> str:
+    return f"{level} but {', '.join(disabled)}" if disabled else level
 
 
 def _declared(artifact: Artifact) -> str:

@@ -84,11 +84,13 @@ class OpenVino:
         static_axes: lengths for axes of the spec, such as batch, height and width, for devices
             that cannot compile dynamic ones. Batches of components differ, so a runtime with a
             static batch serves one component.
+        properties: OpenVINO's own, by name; they have the last word. To see what one switch does.
     """
 
     settings: RuntimeSettings
     force_precision: bool = True
     static_axes: Mapping[str, int] = field(default_factory=dict)
+    properties: Mapping[str, str | int] = field(default_factory=dict)
     name: str = "openvino"
     formats: tuple[FormatName, ...] = ("openvino", "onnx")
 
@@ -176,7 +178,7 @@ class OpenVino:
             config["CACHE_MODE"] = "OPTIMIZE_SIZE"
             if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
                 config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
-        return config
+        return {**config, **self.properties}
 
     def _execution(
         self, engine: ModuleType, compiled: "openvino.CompiledModel", device: str
@@ -195,6 +197,9 @@ class OpenVino:
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
+                "execution_mode_hint": _property(compiled, "EXECUTION_MODE_HINT").rpartition(".")[
+                    2
+                ],
                 "nodes": ", ".join(f"{count} {name}" for name, count in sorted(nodes.items())),
                 "threads": str(threads) if threads else "the engine's choice",
                 "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),

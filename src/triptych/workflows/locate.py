@@ -42,7 +42,7 @@ from triptych.runtimes._taps.watched import WatchedSession
 from triptych.runtimes.base import Execution, Runtime, RuntimeSettings
 from triptych.runtimes.checked import CheckedSession
 from triptych.types import Array, ComponentName, TensorMap
-from triptych.workflows.check import declared_precisions
+from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.locate_suspects import FirstPass, Sides, batches, examine
 from triptych.workflows.runtime_choice import choose_runtime
 

@@ -212,8 +212,8 @@ def with_floors(
     for arithmetic in (name for name in arithmetics if name not in known):
         candidate = Candidate(
             bundle=bundle,
-            runtime=_pytorch_in(arithmetic, runtime_settings),
-            precisions=dict.fromkeys(bundle.artifacts, _declared(arithmetic)),
+            runtime=pytorch_in(arithmetic, runtime_settings),
+            precisions=dict.fromkeys(bundle.artifacts, declared_in(arithmetic)),
             make_sampler=read_any_sampler,
         )
         report(f"what {arithmetic} costs")
@@ -222,11 +222,13 @@ def with_floors(
     return replace(recording, floors=tuple(floors))
 
 
-def _declared(arithmetic: Arithmetic) -> Precision:
+def declared_in(arithmetic: Arithmetic) -> Precision:
+    """The class in which a candidate of that arithmetic is judged."""
     return "bf16" if arithmetic == "bf16" else "fp16"
 
 
-def _pytorch_in(arithmetic: Arithmetic, settings: RuntimeSettings) -> Pytorch:
+def pytorch_in(arithmetic: Arithmetic, settings: RuntimeSettings) -> Pytorch:
+    """PyTorch computing so, to measure what it costs."""
     if arithmetic == "fp16_weights":
         return Pytorch(settings=replace(settings, precision="fp32"), rounded_weights="fp16")
     return Pytorch(settings=replace(settings, precision=arithmetic))
