@@ -14,6 +14,7 @@ from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.parity.locate import (
     Finding,
     LocateReport,
+    changed_by,
     most_suspicious,
     operator_limit,
     ranked,
@@ -138,7 +139,6 @@ TRACE = Trace(
         call("net.block.last", "Linear", (5,), (6,), 1),
     ),
     ((2, 3),) * 7,
-    {"x": 0},
     {"y": 6},
 )
 """x → to_q → operators of attn → to_out → operators of block → last."""
@@ -188,6 +188,12 @@ def test_an_operator_behind_a_module_is_not_the_modules() -> None:
     bounds = [bound("q", 1, 3, "output"), bound("p", 1, 4, "input")]
     planted = make_sites(STEPS, TRACE, bounds, prefix="net.")[-1]
     assert (planted.module, planted.before) == ("block.attn", "block.attn.to_out")
+
+
+def test_what_a_module_hands_down_was_made_outside_of_it() -> None:
+    """Block and attn only pass on what to_q is given."""
+    (outer,) = make_sites(STEPS, TRACE, [bound("q", 0, 3, "input")], prefix="net.")
+    assert (outer.module, outer.before, outer.block) == ("", "", "")
 
 
 # --- weights -------------------------------------------------------------------------------------
@@ -301,6 +307,14 @@ def test_verdicts() -> None:
     for changed in (1e-3, math.nan):
         assert "tapping changed the result" in report(tapping=changed).problems[0]
         assert report(tapping=changed).verdict == "failed"
+
+
+def test_how_far_taps_change_an_output() -> None:
+    plain = np.array([1, np.nan, 3], np.float32)
+    assert changed_by(plain.copy(), plain) == 0
+    assert changed_by(np.array([1, np.nan, 4], np.float32), plain) == pytest.approx(10**-0.5)
+    assert math.isnan(changed_by(np.array([1, 2, 3], np.float32), plain))
+    assert math.isnan(changed_by(np.array([np.nan, np.nan, 3], np.float32), plain))
 
 
 def test_the_document_is_strict_json() -> None:

@@ -185,7 +185,7 @@ def call(module: str, kind: str, inputs: tuple[int, ...], outputs: tuple[int, ..
 def trace(*leaves: Call) -> Trace:
     root = Call(module="", kind="Net", inputs=(0,), outputs=(), parent=None, is_leaf=False)
     numbers = {number for leaf in leaves for number in (*leaf.inputs, *leaf.outputs)}
-    return Trace((root, *leaves), ((1,),) * (max(numbers) + 1), {"x": 0}, {})
+    return Trace((root, *leaves), ((1,),) * (max(numbers) + 1), {})
 
 
 def pairs(bounds: tuple[Bound, ...]) -> dict[str, tuple[int, str]]:

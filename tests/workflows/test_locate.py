@@ -14,11 +14,15 @@ import pytest
 
 from triptych.bundle.bundle import Bundle
 from triptych.cli.app import main
-from triptych.errors import BrokenInputError, NonFiniteError, UsageError
+from triptych.errors import BrokenInputError, BundleError, NonFiniteError, UsageError
+from triptych.parity import locate as rules
 from triptych.runtimes import make_runtime
 from triptych.runtimes._taps.base import Tap, Tapped
+from triptych.runtimes._taps.by_scope import Bound
 from triptych.runtimes._taps.onnxruntime import OnnxRuntimeTapper
+from triptych.runtimes._taps.parameter_names import ParameterNames
 from triptych.runtimes._taps.sketch import sketch
+from triptych.runtimes._taps.trace import Trace
 from triptych.runtimes.onnxruntime import OnnxRuntime
 from triptych.types import TensorMap
 from triptych.workflows import locate as workflow
@@ -123,6 +127,44 @@ def test_taps_that_change_the_result_are_told(
     assert problem.startswith("tapping changed the result by ")
 
 
+def test_a_value_that_is_no_tensor_of_the_references_is_left_out(
+    onnx_folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name may mislead; another shape shows it."""
+    bind = OnnxRuntimeTapper.bind
+    heads = "/encoder/text_model/encoder/layers.1/self_attn/Transpose_output_0"
+
+    def misled(self: OnnxRuntimeTapper, trace: Trace, names: ParameterNames) -> tuple[Bound, ...]:
+        found = bind(self, trace, names)
+        assert heads in self.graph.producers
+        return (*found, replace(found[-1], value=heads))
+
+    request = LocateRequest(
+        bundle=onnx_folder, reference=checkpoint, component="text_encoder", taps_per_run=100
+    )
+    before = locate(request, report=quiet)
+    monkeypatch.setattr(OnnxRuntimeTapper, "bind", misled)
+    after = locate(request, report=quiet)
+    assert after.verdict == "passed"
+    assert after.num_sites == before.num_sites
+
+
+def test_a_suspect_that_does_well_alone_is_no_source(
+    onnx_folder: Path, checkpoint: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that a source spoils is suspected here."""
+    monkeypatch.setattr(rules, "GROWTH", 0.0)
+    request = LocateRequest(
+        bundle=changed(onnx_folder, spoil_text_encoder),
+        reference=checkpoint,
+        component="text_encoder",
+        taps_per_run=100,
+    )
+    report = locate(request, report=quiet)
+    (finding,) = report.findings
+    assert finding.site.module == "text_model.encoder.layers.2.self_attn.out_proj"
+
+
 def test_an_error_without_a_source_is_told(
     onnx_folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +214,12 @@ def test_what_cannot_be_looked_into_is_refused(
         locate(replace(request, component="vae_decoder", timestep=1.0), report=quiet)
     with pytest.raises(BrokenInputError, match="in onnx format as the reference"):
         locate(replace(request, reference=onnx_folder), report=quiet)
+
+
+def test_a_component_that_is_not_there_is_refused(checkpoint: Path, onnx_folder: Path) -> None:
+    request = LocateRequest(bundle=onnx_folder, reference=checkpoint, component="preview_decoder")
+    with pytest.raises(BundleError, match="want preview_decoder"):
+        locate(request, report=quiet)
 
 
 def test_another_model_cannot_be_compared(
@@ -263,3 +311,5 @@ def test_the_command_finds_nothing_and_ends_with_0(
     assert capsys.readouterr().out.startswith("passed: vae_encoder, ")
     assert command(monkeypatch, *options, "--taps-per-run", "0") == 2
     assert command(monkeypatch, *options, "--timestep", "5") == 2
+    assert command(monkeypatch, *options, "--reference-device", "abacus") == 4
+    assert command(monkeypatch, *options, "--device", "abacus") == 4

@@ -83,19 +83,20 @@ def test_a_perturbed_weight_is_named(
     assert finding.local.rel_l2 == pytest.approx(finding.output.rel_l2, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("position", "module"),
+    [(5, "down_blocks.1.resnets.0.norm2"), (6, "down_blocks.1.attentions.0.norm")],
+)
 def test_a_group_norm_is_named_though_its_weights_have_no_name(
-    coreml_folder: Path, checkpoint: Path, changed: Changed
+    position: int, module: str, coreml_folder: Path, checkpoint: Path, changed: Changed
 ) -> None:
     (folder,) = coreml_folder.glob("*_unet.mlpackage")
-    program = read_program(folder)
-    norms = [step for step in program.operations if step.type == "batch_norm"]
-    (gamma,) = norms[6].inputs["gamma"]
+    norms = [step for step in read_program(folder).operations if step.type == "batch_norm"]
+    (gamma,) = norms[position].inputs["gamma"]
     finding = find(changed(coreml_folder, in_weight("unet", gamma, bump)), checkpoint)
-    assert finding.operator == norms[6].name
-    assert finding.site.module == "down_blocks.1.attentions.0.norm"
-    assert [each.parameter for each in finding.weights] == [
-        "unet.down_blocks.1.attentions.0.norm.weight"
-    ]
+    assert finding.operator == norms[position].name
+    assert finding.site.module == module
+    assert [each.parameter for each in finding.weights] == [f"unet.{module}.weight"]
 
 
 def test_nan_is_named_where_it_is_made(

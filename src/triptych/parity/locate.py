@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import final
 
+import numpy as np
+
 from triptych.parity.compare import Comparison, comparison_record
 from triptych.parity.limits import COMPONENT_REL_L2
+from triptych.parity.metrics import rel_l2
 from triptych.parity.sites import Site
 from triptych.parity.weights import WeightDifference
 from triptych.runtimes.base import Execution
-from triptych.types import ComponentName, Precision, Verdict
+from triptych.types import Array, ComponentName, Precision, Verdict
 
 GROWTH = 2.0
 """How much an operator must multiply the error to be suspected. Sources that add less than what
@@ -79,6 +82,19 @@ def most_suspicious(
     ordered = tuple(sites)
     chosen = {site.value for site in sorted(ordered, key=growth, reverse=True)[:count]}
     return tuple(site for site in ordered if site.value in chosen)
+
+
+def changed_by(tapped: Array, plain: Array) -> float:
+    """How far an output with taps is from the one without, as relative L2 of what is finite.
+
+    0 where they are equal, NaN in the same places included; NaN where another element is finite.
+    """
+    if np.array_equal(tapped, plain, equal_nan=True):
+        return 0.0
+    finite = np.isfinite(plain)
+    if not np.array_equal(np.isfinite(tapped), finite) or not finite.any():
+        return math.nan
+    return rel_l2(tapped[finite], plain[finite])
 
 
 @final

@@ -22,12 +22,12 @@ from triptych.parity.compare import Comparison, compare
 from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.parity.locate import (
     LocateReport,
+    changed_by,
     most_suspicious,
     operator_limit,
     ranked,
     suspects,
 )
-from triptych.parity.metrics import rel_l2
 from triptych.parity.recording import StageReporter
 from triptych.parity.sites import make_sites
 from triptych.runtimes import runtimes_for
@@ -41,7 +41,7 @@ from triptych.runtimes._taps.trace import Trace
 from triptych.runtimes._taps.watched import WatchedSession
 from triptych.runtimes.base import Execution, Runtime, RuntimeSettings
 from triptych.runtimes.checked import CheckedSession
-from triptych.types import Array, ComponentName, TensorMap
+from triptych.types import ComponentName, TensorMap
 from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.locate_suspects import FirstPass, Sides, batches, examine
 from triptych.workflows.runtime_choice import choose_runtime
@@ -97,8 +97,8 @@ def locate(request: LocateRequest, *, report: StageReporter) -> LocateReport:
     bundle = open_bundle(request.bundle)
     bundle.check_files()
     runtime = _choose_runtime(bundle, request)
-    precision = declared_precisions(bundle, request.runtime_settings)[request.component]
     sides = _open(bundle, runtime, request)
+    precision = declared_precisions(bundle, request.runtime_settings)[sides.component]
     report("running the reference")
     sketches: dict[int, Sketch] = {}
     trace, expected = sides.module.run(
@@ -286,20 +286,10 @@ def _measure(
             if seen.shape == shapes[value]:
                 errors[value] = estimated_rel_l2(seen, sketches[first.tensors[value]])
         for name, output in plain.outputs.items():
-            changed = _changed(tapped.outputs[name], output)
+            changed = changed_by(tapped.outputs[name], output)
             tapping = changed if math.isnan(changed) else max(tapping, changed)
         done += len(batch)
     return _Measured(errors=errors, tapping=tapping)
-
-
-def _changed(tapped: Array, plain: Array) -> float:
-    """Relative L2 between two runs; 0 where they are equal, NaN where finite became not so."""
-    if np.array_equal(tapped, plain, equal_nan=True):
-        return 0.0
-    finite = np.isfinite(plain)
-    if not np.array_equal(np.isfinite(tapped), finite) or not finite.any():
-        return math.nan
-    return rel_l2(tapped[finite], plain[finite])
 
 
 def _compared_outputs(sides: Sides, plain: _Plain, expected: TensorMap) -> tuple[Comparison, ...]:

@@ -8,7 +8,8 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError
 from triptych.runtimes._taps.trace import Call, Trace
-from triptych.runtimes.pytorch import exact_arithmetic
+from triptych.runtimes.base import RuntimeSettings
+from triptych.runtimes.pytorch import Pytorch, exact_arithmetic
 from triptych.types import Array, TensorMap
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class ReferenceModule:
 
         Raises:
             MissingDependencyError: torch is not installed.
+            BackendError: the device is not there.
         """
         import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
         import torch
@@ -38,6 +40,12 @@ class ReferenceModule:
         if artifact.checkpoint is None:
             raise BackendError(
                 f"pytorch: got a {artifact.format} artifact, want a checkpoint in diffusers layout."
+            )
+        present = Pytorch(settings=RuntimeSettings()).probe().devices
+        if device.split(":", maxsplit=1)[0] not in present:
+            raise BackendError(
+                f"pytorch: got no device {device!r}, want one of those present: "
+                f"{', '.join(present)}."
             )
         component = artifact.spec.name
         module = load_module(artifact.checkpoint, component, dtype=torch.float32)
@@ -62,11 +70,6 @@ class ReferenceModule:
         recorder = _Recorder(observe)
         hooks = list(recorder.hooked(self._module))
         arguments = [torch.tensor(feed[name], device=self._device) for name in self._inputs]
-        inputs = {
-            name: recorder.number(argument)
-            for name, argument in zip(self._inputs, arguments, strict=True)
-            if argument.is_floating_point()
-        }
         try:
             with torch.no_grad(), exact_arithmetic():
                 results = self._module(*arguments)
@@ -75,13 +78,9 @@ class ReferenceModule:
         finally:
             for hook in hooks:
                 hook.remove()
-        outputs = {
-            name: recorder.number(result)
-            for name, result in zip(self._outputs, results, strict=True)
-        }
         named = dict(zip(self._outputs, results, strict=True))
         return (
-            recorder.trace(inputs, outputs),
+            recorder.trace({name: recorder.number(result) for name, result in named.items()}),
             {name: result.float().cpu().numpy() for name, result in named.items()},
         )
 
@@ -125,9 +124,9 @@ class _Recorder:
         self._observe(number, array)
         return number
 
-    def trace(self, inputs: dict[str, int], outputs: dict[str, int]) -> Trace:
+    def trace(self, outputs: dict[str, int]) -> Trace:
         """What was written down."""
-        return Trace(tuple(self._calls), tuple(self._shapes), inputs, outputs)
+        return Trace(tuple(self._calls), tuple(self._shapes), outputs)
 
     def _entering(self, name: str) -> "Callable[..., None]":
         def enter(

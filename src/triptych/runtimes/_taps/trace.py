@@ -36,13 +36,11 @@ class Trace:
     Attributes:
         calls: in the order in which they began; the first is the component's own.
         shapes: of each tensor, by number; numbers grow in the order in which tensors were seen.
-        inputs: numbers of the component's arguments, by name.
-        outputs: numbers of its results, by name.
+        outputs: numbers of the component's results, by name.
     """
 
     calls: tuple[Call, ...]
     shapes: tuple[tuple[int, ...], ...]
-    inputs: dict[str, int]
     outputs: dict[str, int]
 
     @cached_property
