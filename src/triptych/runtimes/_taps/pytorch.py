@@ -42,7 +42,7 @@ class ReferenceModule:
                 f"pytorch: got a {artifact.format} artifact, want a checkpoint in diffusers layout."
             )
         present = Pytorch(settings=RuntimeSettings()).probe().devices
-        if device.split(":")[0] not in present:
+        if device.split(":", maxsplit=1)[0] not in present:
             raise BackendError(
                 f"pytorch: got no device {device!r}, want one of those present: "
                 f"{', '.join(present)}."
