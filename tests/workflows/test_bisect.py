@@ -102,8 +102,15 @@ def with_only(source: Path, target: Path, component: ComponentName) -> Path:
         ("text_encoder_2", "text_encoder.text_projection.weight", 3.0),
         ("vae_decoder", "vae.decoder.conv_out.weight", 1.01),
         ("unet", "unet.conv_in.weight", math.nan),
+        ("text_encoder", "encoder.text_model.embeddings.position_embedding.weight", math.nan),
     ],
-    ids=["the U-Net", "the second text encoder", "a decoder too bright", "NaN in the U-Net"],
+    ids=[
+        "the U-Net",
+        "the second text encoder",
+        "a decoder too bright",
+        "NaN in the U-Net",
+        "NaN in a text encoder",
+    ],
 )
 def test_the_component_with_a_changed_weight_is_named(
     checkpoint: Path,
