@@ -76,6 +76,7 @@ def test_a_faulty_one_exits_1_with_one_strict_document(checkpoint: Path, faulty:
         (("fusions", "{onnx}"), 2, "fusions"),
         (("passes", "{openvino}"), 2, "want onnxruntime"),
         (("precision", "{onnx}"), 2, "triptych bisect export"),
+        (("precision", "{openvino}", "--precision", "fp32"), 2, "want another"),
         (("components", "{onnx}", "--runtime", "openvino2"), 2, "openvino2"),
         (("passes", "{onnx}", "--component", "tokenizer"), 2, "tokenizer"),
         (("components", "{onnx}", "--device", "cpu", "--compute-units", "all"), 2, "want one"),

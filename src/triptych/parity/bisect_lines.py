@@ -54,8 +54,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    """A distance for people."""
-    return f"{value:.1e}" if math.isfinite(value) else "no end"
+    """A distance for people; without end where the run had none."""
+    return f"{value:.1e}" if math.isfinite(value) else "a stopped run"
 
 
 def _share_text(share: Share, subject: str) -> str:

@@ -67,9 +67,14 @@ def check_precision(candidate: Candidate) -> None:
     """Refuse an engine that computes in what the file says.
 
     Raises:
-        UsageError: it has no choice.
+        UsageError: it has no choice, or is told to compute in float32, which is the other side.
     """
-    _engines(candidate.runtime)
+    engines = _engines(candidate.runtime)
+    if engines.name == _EXACT:
+        raise UsageError(
+            f"precision: got --precision {_EXACT}, which everything is held against, want another, "
+            "or none for what the engine chooses."
+        )
 
 
 def precision_sections(ground: Ground) -> tuple[Section, ...]:
@@ -192,17 +197,15 @@ def _openvino(runtime: OpenVino) -> _Engines:
     exact = replace(
         runtime, settings=replace(runtime.settings, precision="fp32"), force_precision=True
     )
-    plain = replace(runtime, settings=replace(runtime.settings, precision=None))
     if asked is not None:
         switch = _Switch(name="--precision", value=_EXACT, only=exact, but=default)
         return _Engines(default=default, name=asked, exact=exact, switches=(switch,))
-    unforced = replace(plain, force_precision=False)
     switches = [
         _Switch(
             name=name,
             value=str(value),
-            only=replace(unforced, properties={name: value}),
-            but=replace(unforced, properties=_others(name)),
+            only=replace(default, properties={name: value}),
+            but=replace(default, properties=_others(name)),
         )
         for name, value in _OPENVINO_EXACT.items()
     ]
@@ -211,7 +214,7 @@ def _openvino(runtime: OpenVino) -> _Engines:
         _Switch(
             name="EXECUTION_MODE_HINT",
             value="ACCURACY",
-            only=replace(unforced, properties=mode),
+            only=replace(default, properties=mode),
             but=None,
         )
     )
