@@ -76,7 +76,7 @@ def _time(rows: Sequence[Row]) -> Iterator[Hint]:
             cause="the timestep's or the sizes' sinusoid is rounded",
             evidence=f"unet: {early:.1e} at t={first.timestep:g}, {late:.1e} at "
             f"t={last.timestep:g}",
-            confirm="triptych locate BUNDLE --reference CHECKPOINT --component unet",
+            confirm="triptych bisect export BUNDLE --reference CHECKPOINT --component unet",
         )
 
 
