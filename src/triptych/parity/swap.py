@@ -159,18 +159,15 @@ class SwapRuns:
             images = decode(mixed.bundle, mixed.runtime, {"last": path.latents[-1]})
         except (NonFiniteError, BackendError) as error:
             return self._stopped(name, ran, str(error))
-        rows = tuple(self._rows(path, images["last"], ran))
+        image, recording = images["last"], self._recording
         distances = {
-            row.tensor: rel_l2(actual, expected)
-            for row, actual, expected in (
-                (rows[0], path.latents[-1], self._recording.latents[-1]),
-                (rows[1], images["last"], self._recording.image),
-            )
+            "latents": rel_l2(path.latents[-1], recording.latents[-1]),
+            "image": rel_l2(image, recording.image),
         }
         return MeasuredRun(
             trial=Trial(name=name, error=distances["image"], distances=distances, ran=ran),
-            rows=rows,
-            image=images["last"],
+            rows=tuple(self._rows(path, image, ran)),
+            image=image,
         )
 
     def _rows(self, path: Path, image: ImageFloats, ran: str) -> Iterable[Row]:
