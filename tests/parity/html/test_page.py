@@ -193,7 +193,13 @@ FULL_ROW = Row(
     feed_sha256="5d" * 32,
     actual_sha256="a7" * 32,
 )
-OTHERS = {"stage": "image", "component": "vae_decoder", "case": "b", "precision": "fp16"}
+OTHERS = {
+    "stage": "image",
+    "component": "vae_decoder",
+    "case": "b",
+    "precision": "fp16",
+    "metrics": {"<mine>:lpips": 0.25},
+}
 """For fields that every row has."""
 
 

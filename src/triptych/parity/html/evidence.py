@@ -232,6 +232,9 @@ _ROW_COLUMNS: dict[str, Callable[[Row], Html]] = {
     "cosine": lambda row: number(row.cosine, ".6f"),
     "PSNR dB": lambda row: number(row.psnr_db, ".1f"),
     "SSIM": lambda row: number(row.ssim, ".4f"),
+    "other metrics": lambda row: text(
+        ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items())
+    ),
     "max abs": lambda row: number(row.max_abs, ".2e"),
     "at": lambda row: _shape(row.max_abs_index),
     "p99 abs": lambda row: number(row.p99_abs, ".2e"),
