@@ -18,8 +18,8 @@ little more than chance.
 Source: Huawei's msProbe, RMSE at most 2, 1.5 and 1.2 times another chip's, by class of operator."""
 
 WARN_RATIO = 4.0
-"""Times the floor up to which it is a warning. On a U-Net of 48.5 million parameters OpenVINO's bf16
-default was at 3.8 times what bf16 costs in PyTorch."""
+"""Times the floor up to which it is a warning. On a U-Net of 48.5 million parameters the bf16 that
+OpenVINO chooses was at 3.8 times what bf16 costs in PyTorch."""
 
 
 @final

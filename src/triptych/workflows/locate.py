@@ -44,6 +44,7 @@ from triptych.runtimes.checked import CheckedSession
 from triptych.types import ComponentName, TensorMap
 from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.locate_suspects import FirstPass, Sides, batches, examine
+from triptych.workflows.record import open_reference
 from triptych.workflows.runtime_choice import choose_runtime
 
 MAX_SUSPECTS = 16
@@ -184,14 +185,9 @@ def _choose_runtime(bundle: Bundle, request: LocateRequest) -> Runtime:
 
 def _open(bundle: Bundle, runtime: Runtime, request: LocateRequest) -> Sides:
     component = request.component
-    reference = open_bundle(
+    reference = open_reference(
         request.reference, variant=request.variant, preview_decoder=request.preview_decoder
     )
-    if reference.format != "diffusers":
-        raise BrokenInputError(
-            f"{reference.folder}: got a bundle in {reference.format} format as the reference, "
-            "want the checkpoint in diffusers layout."
-        )
     artifact, original = bundle.artifact(component), reference.artifact(component)
     if artifact.spec != original.spec:
         raise BrokenInputError(

@@ -136,7 +136,7 @@ def open_reference(path: Path, *, variant: str | None, preview_decoder: Path | N
     if reference.format != "diffusers":
         raise BrokenInputError(
             f"{path}: got a bundle in {reference.format} format as the reference, "
-            "want the checkpoint in diffusers layout, or a golden that triptych record wrote."
+            "want the checkpoint in diffusers layout."
         )
     return reference
 
