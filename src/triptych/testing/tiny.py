@@ -14,6 +14,7 @@ import numpy as np
 
 from triptych.errors import MissingDependencyError, UsageError
 from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER
+from triptych.models.published import SCHEDULER
 from triptych.testing._tokenizers import END_TOKEN, write_vocabulary
 
 if TYPE_CHECKING:
@@ -90,18 +91,6 @@ PREVIEW_DECODER: Mapping[str, object] = {
     "decoder_block_out_channels": (8,) * 4,
     "num_encoder_blocks": (1, 1, 1, 1),
     "num_decoder_blocks": (2, 1, 1, 1),
-}
-
-SCHEDULER: Mapping[str, object] = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-    "interpolation_type": "linear",
-    "use_karras_sigmas": False,
 }
 
 TinyKind: TypeAlias = Literal["base", "refiner", "inpaint"]
