@@ -7,15 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from triptych.dependencies import import_optional
 from triptych.models.checkpoint import StoredTensor
-from triptych.types import Array
 
 if TYPE_CHECKING:
     import openvino
-    import torch
 
 
 def attach_weights(
@@ -31,20 +27,22 @@ def attach_weights(
         model: the graph; changed in place.
         stored: the weights by the names of their inputs.
         half: store float16 and widen at run time.
-        scratch: a folder for weights that are stored in another dtype than wanted. Must outlive
-            the model, because constants are mapped from files in it.
+        scratch: a folder for weights that are stored in another dtype than wanted.
     """
+    import torch
     from openvino import Type, opset13
 
+    from triptych.models.mapped import converted_on_disk
     from triptych.models.modules import read_tensors
 
+    dtype = torch.float16 if half else torch.float32
     tensors = read_tensors(stored)
-    for index, parameter in enumerate(model.get_parameters()):
+    for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
         if name not in tensors:
             continue
-        array = _mapped(tensors[name], half=half, path=scratch / f"{index}")
-        source = opset13.constant(array, shared_memory=True)
+        tensor = converted_on_disk(tensors[name], dtype, scratch=scratch)
+        source = opset13.constant(tensor.numpy(), shared_memory=True)
         source.set_friendly_name(name)
         if half:
             source = opset13.convert(source, Type.f32)
@@ -53,20 +51,6 @@ def attach_weights(
             reader.replace_source_output(source.output(0))
         model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
-
-
-def _mapped(tensor: "torch.Tensor", *, half: bool, path: Path) -> Array:
-    """The weight as it lies in the checkpoint, or its converted copy in a file of its own."""
-    import torch
-
-    wanted = torch.float16 if half else torch.float32
-    if tensor.dtype == wanted or tensor.numel() == 0:
-        kept: Array = tensor.numpy()
-        return kept
-    dtype = np.dtype(np.float16 if half else np.float32)
-    copy = np.memmap(path, dtype=dtype, mode="w+", shape=tuple(tensor.shape))
-    copy[...] = tensor.to(wanted).numpy()
-    return copy
 
 
 def compress_weights(model: "openvino.Model") -> "openvino.Model":

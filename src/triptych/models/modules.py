@@ -4,6 +4,7 @@ Imports torch when it is itself imported, so import it inside the function that 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, cast, final, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from typing_extensions import override
 from triptych.errors import CheckpointError
 from triptych.models.checkpoint import Checkpoint, StoredTensor
 from triptych.models.configs import read_json
+from triptych.models.mapped import converted_on_disk, widen_on_use
 from triptych.types import ComponentName
 
 
@@ -160,18 +162,53 @@ class PreviewDecoderModule(nn.Module):
 
 
 def load_module(
-    checkpoint: Checkpoint, component: ComponentName, *, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    component: ComponentName,
+    *,
+    dtype: torch.dtype,
+    scratch: Path | None = None,
 ) -> nn.Module:
     """One component with its weights; those already of `dtype` stay mapped from the file.
+
+    Args:
+        checkpoint: where the weights are.
+        component: which component.
+        dtype: what weights are converted to.
+        scratch: convert into mapped files of this folder instead of memory.
 
     Raises:
         CheckpointError: the weights do not fit the config.
     """
     module = _empty_module(checkpoint, component)
     stored = _match_parameters(module, checkpoint, component)
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(stored).items()}
+    tensors = {
+        name: tensor.to(dtype)
+        if scratch is None
+        else converted_on_disk(tensor, dtype, scratch=scratch)
+        for name, tensor in read_tensors(stored).items()
+    }
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def load_lean_module(
+    checkpoint: Checkpoint, component: ComponentName, *, dtype: torch.dtype
+) -> nn.Module:
+    """One component whose weights stay mapped, and are converted layer by layer as it runs.
+
+    The VAE is converted whole: it asks its layers for their dtype, and it is small.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+    """
+    if component in ("vae_encoder", "vae_decoder", "preview_decoder"):
+        return load_module(checkpoint, component, dtype=dtype)
+    module = _empty_module(checkpoint, component)
+    stored = _match_parameters(module, checkpoint, component)
+    module.load_state_dict(read_tensors(stored), strict=True, assign=True)
+    module.eval().requires_grad_(requires_grad=False)
+    widen_on_use(module, dtype)
+    return module
 
 
 def skeleton_module(

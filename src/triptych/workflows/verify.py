@@ -10,9 +10,13 @@ from triptych.models.prompts import prompt_ids
 from triptych.parity.compare import compare, passes
 from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.runtimes import make_runtime
+from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.checked import CheckedSession
 from triptych.tensors import fixed_axes
 from triptych.types import Precision
+
+_LEAN_PARAMETERS = 1 << 28
+"""Components of more parameters, 1 GiB in float32, are run with their weights left in the files."""
 
 
 def verify_artifact(
@@ -39,11 +43,14 @@ def verify_artifact(
     """
     component = artifact.spec.name
     reference = bundle_from_checkpoint(checkpoint).artifact(component)
-    engine = make_runtime(engine_name)
+    lean = RuntimeSettings(low_memory=facts.num_parameters > _LEAN_PARAMETERS)
+    engine = make_runtime(engine_name, lean)
     limit = COMPONENT_REL_L2[precision]
     records = []
     with (
-        CheckedSession(make_runtime("pytorch").open(reference), reference) as expected_session,
+        CheckedSession(
+            make_runtime("pytorch", lean).open(reference), reference
+        ) as expected_session,
         CheckedSession(engine.open(artifact), artifact) as actual_session,
     ):
         input_ids = prompt_ids(checkpoint.folder, component)
