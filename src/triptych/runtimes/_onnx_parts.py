@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError
-from triptych.runtimes._parts import PART_BYTES, Part, PartsSession, Step, cut, is_shape
+from triptych.runtimes._parts import Part, PartsSession, Step, cut, is_shape
 from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
 from triptych.types import Array
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 GraphOpener: TypeAlias = "Callable[[bytes], onnxruntime.InferenceSession]"
 
 
-def open_parts(
-    path: Path, *, open_graph: GraphOpener, execution: Execution, part_bytes: int = PART_BYTES
-) -> PartsSession:
+def open_parts(path: Path, *, open_graph: GraphOpener, execution: Execution) -> PartsSession:
     """Read a graph, without external weights, and cut it into parts.
 
     Args:
         path: the graph.
         open_graph: opens a part of it, which has the external weights of the whole.
         execution: what the session says of itself.
-        part_bytes: weights of one part.
 
     Raises:
         BundleError: the file is not an ONNX graph.
@@ -57,7 +54,7 @@ def open_parts(
         return dict(zip(part.gives, found, strict=True))
 
     return PartsSession(
-        cut(steps, results=outputs, part_bytes=part_bytes),
+        cut(steps, results=outputs),
         run_part=run_part,
         values={name: name for name in (*(value.name for value in inputs), *outputs)},
         ports=(tuple(map(_port, inputs)), tuple(map(_port, graph.output))),
@@ -88,7 +85,8 @@ def _weight_bytes(weight: "onnx.TensorProto") -> int:
     import onnx
 
     dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
-    return math.prod(weight.dims) * int(dtype.itemsize)
+    num_bytes: int = math.prod(weight.dims) * dtype.itemsize
+    return num_bytes
 
 
 def _part_model(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from triptych.errors import BackendError
-from triptych.runtimes._parts import PART_BYTES, Part, PartsSession, Step, cut, is_shape
+from triptych.runtimes._parts import Part, PartsSession, Step, cut, is_shape
 from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
 from triptych.types import Array
@@ -27,7 +27,6 @@ def open_parts(
     compile_part: PartCompiler,
     ports: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
     execution: Execution,
-    part_bytes: int = PART_BYTES,
 ) -> PartsSession:
     """Cut a network, which is of no other use afterwards, into parts that are compiled to run.
 
@@ -36,7 +35,6 @@ def open_parts(
         compile_part: compiles a part of it.
         ports: its inputs and outputs, in its own order.
         execution: what the session says of itself.
-        part_bytes: weights of one part.
     """
     import openvino
     from openvino import opset13
@@ -44,7 +42,7 @@ def open_parts(
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() not in _BORDER_TYPES]
     inputs = [_value(node.output(0)) for node in model.get_parameters()]
     outputs = [_value(node.input_value(0)) for node in model.get_results()]
-    parts = cut([_step(node) for node in nodes], results=outputs, part_bytes=part_bytes)
+    parts = cut([_step(node) for node in nodes], results=outputs)
     # Looked up now: running a part takes its inputs off what fed them.
     readers = {part: _readers([nodes[index] for index in part.steps], part) for part in parts}
     makers = {_value(output): output for node in nodes for output in node.outputs()}

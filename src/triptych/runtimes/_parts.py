@@ -15,7 +15,7 @@ from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
 from triptych.types import Array, TensorMap
 
-PART_BYTES = 1 << 28
+PART_BYTES = 1 << 27
 """Weights of one part, as they are stored."""
 
 _SHAPE_LENGTH = 16
@@ -106,15 +106,18 @@ def is_shape(value: Array) -> bool:
 
 
 def cut(
-    steps: Sequence[Step], *, results: Iterable[str], part_bytes: int = PART_BYTES
+    steps: Sequence[Step], *, results: Iterable[str], part_bytes: int | None = None
 ) -> tuple[Part, ...]:
     """Cut a network into parts.
 
     Args:
         steps: in an order in which they can run.
         results: the values that are wanted of it.
-        part_bytes: a part ends before it has more weights than this, unless a single step has.
+        part_bytes: a part ends before it has more weights than this, unless a single step has;
+            None takes `PART_BYTES`.
     """
+    limit = PART_BYTES if part_bytes is None else part_bytes
+    wanted = set(results)
     constant = _constant_bytes(steps)
     makers = {name: index for index, step in enumerate(steps) for name in step.gives}
     groups: list[list[int]] = [[]]
@@ -125,14 +128,14 @@ def cut(
         weights = step.weight_bytes + sum(
             constant.get(makers[name], 0) for name in step.reads if name in makers
         )
-        if groups[-1] and size + weights > part_bytes:
+        if groups[-1] and size + weights > limit:
             groups.append([])
             size = 0
         groups[-1].append(index)
         size += weights
+    groups[-1] += [index for index in constant if wanted.intersection(steps[index].gives)]
     whole = [_with_constants(group, steps, constant, makers) for group in groups]
     reads = [_outside_reads(group, steps) for group in whole]
-    wanted = set(results)
     parts = []
     for position in reversed(range(len(groups))):
         given = [name for index in whole[position] for name in steps[index].gives]

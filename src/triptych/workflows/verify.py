@@ -47,20 +47,18 @@ def verify_artifact(
     engine = make_runtime(engine_name, lean)
     limit = COMPONENT_REL_L2[precision]
     records = []
-    with (
-        CheckedSession(
-            make_runtime("pytorch", lean).open(reference), reference
-        ) as expected_session,
-        CheckedSession(engine.open(artifact), artifact) as actual_session,
-    ):
-        input_ids = prompt_ids(checkpoint.folder, component)
-        axes = fixed_axes(artifact.ports.inputs, {port.name: port.shape for port in facts.inputs})
-        for case in component_cases(
-            component, checkpoint.config, input_ids=input_ids, fixed_axes=axes
-        ):
-            expected = expected_session.run(case.feed)
-            actual = actual_session.run(case.feed)
-            for tensor, value in expected.items():
+    input_ids = prompt_ids(checkpoint.folder, component)
+    axes = fixed_axes(artifact.ports.inputs, {port.name: port.shape for port in facts.inputs})
+    cases = list(
+        component_cases(component, checkpoint.config, input_ids=input_ids, fixed_axes=axes)
+    )
+    # One after the other: side by side they would take the memory of both.
+    with CheckedSession(make_runtime("pytorch", lean).open(reference), reference) as session:
+        expected = [session.run(case.feed) for case in cases]
+    with CheckedSession(engine.open(artifact), artifact) as session:
+        for case, wanted in zip(cases, expected, strict=True):
+            actual = session.run(case.feed)
+            for tensor, value in wanted.items():
                 found = compare(actual[tensor], value, component=component, tensor=tensor)
                 if not passes(found, rel_l2_limit=limit):
                     raise VerificationError(
