@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from triptych.errors import CheckpointError
-from triptych.models.checkpoint import open_checkpoint, read_header
+from triptych.models.checkpoint import open_checkpoint
 from triptych.models.modules import load_module
+from triptych.models.stored_tensor import read_header
 from triptych.types import ComponentName
 
 UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from triptych.dependencies import import_optional
-from triptych.models.checkpoint import StoredTensor
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
 from triptych.types import Array
 
 if TYPE_CHECKING:
@@ -31,19 +32,20 @@ def attach_weights(
         model: the graph; changed in place.
         stored: the weights by the names of their inputs.
         half: store float16 and widen at run time.
-        scratch: a folder for weights that are stored in another dtype than wanted. Must outlive
-            the model, because constants are mapped from files in it.
+        scratch: a folder for weights that are stored in another dtype than wanted, or made of
+            several. Must outlive the model, because constants are mapped from files in it.
     """
     from openvino import Type, opset13
 
-    from triptych.models.modules import read_tensors
-
-    tensors = read_tensors(stored)
-    for index, parameter in enumerate(model.get_parameters()):
-        name = parameter.get_friendly_name()
-        if name not in tensors:
-            continue
-        array = _mapped(tensors[name], half=half, path=scratch / f"{index}")
+    parameters = {
+        name: parameter
+        for parameter in model.get_parameters()
+        if (name := parameter.get_friendly_name()) in stored
+    }
+    for index, (name, tensor) in enumerate(stream_tensors(stored, parameters)):
+        parameter = parameters[name]
+        kept = stored[name].is_plain and stored[name].dtype == ("F16" if half else "F32")
+        array = tensor.numpy() if kept else _copied(tensor, half=half, path=scratch / f"{index}")
         source = opset13.constant(array, shared_memory=True)
         source.set_friendly_name(name)
         if half:
@@ -55,14 +57,14 @@ def attach_weights(
     model.validate_nodes_and_infer_types()
 
 
-def _mapped(tensor: "torch.Tensor", *, half: bool, path: Path) -> Array:
-    """The weight as it lies in the checkpoint, or its converted copy in a file of its own."""
+def _copied(tensor: "torch.Tensor", *, half: bool, path: Path) -> Array:
+    """The weight, converted, mapped from a file of its own."""
     import torch
 
     wanted = torch.float16 if half else torch.float32
-    if tensor.dtype == wanted or tensor.numel() == 0:
-        kept: Array = tensor.numpy()
-        return kept
+    if tensor.numel() == 0:  # which no file can be mapped for
+        empty: Array = tensor.to(wanted).numpy()
+        return empty
     dtype = np.dtype(np.float16 if half else np.float32)
     copy = np.memmap(path, dtype=dtype, mode="w+", shape=tuple(tensor.shape))
     copy[...] = tensor.to(wanted).numpy()

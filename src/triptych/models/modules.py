@@ -3,7 +3,6 @@
 Imports torch when it is itself imported, so import it inside the function that needs it.
 """
 
-from collections.abc import Mapping
 from typing import Protocol, cast, final, runtime_checkable
 
 import torch
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from triptych.errors import CheckpointError
-from triptych.models.checkpoint import Checkpoint, StoredTensor
+from triptych.models.checkpoint import Checkpoint
 from triptych.models.configs import read_json
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
 from triptych.types import ComponentName
 
 
@@ -169,7 +170,7 @@ def load_module(
     """
     module = _empty_module(checkpoint, component)
     stored = _match_parameters(module, checkpoint, component)
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(stored).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in stream_tensors(stored)}
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(requires_grad=False)
 
@@ -200,17 +201,13 @@ def skeleton_module(
     return module.eval().requires_grad_(requires_grad=False), stored
 
 
-def read_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Map weights from their files; nothing is copied until a value is used."""
-    from safetensors import safe_open
+def check_weights(checkpoint: Checkpoint, component: ComponentName) -> None:
+    """Pair a component's weights with what its config implies; no weight is read.
 
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        with safe_open(file, framework="pt") as weights:
-            for name, tensor in stored.items():
-                if tensor.file == file:
-                    tensors[name] = weights.get_tensor(tensor.key)
-    return tensors
+    Raises:
+        CheckpointError: one is missing, unknown, or of another shape.
+    """
+    _match_parameters(_empty_module(checkpoint, component), checkpoint, component)
 
 
 def _empty_module(checkpoint: Checkpoint, component: ComponentName) -> nn.Module:
