@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.compose_options import VaeOption
+from triptych.cli.compose_options import LoraOption, VaeOption, parse_loras
 from triptych.cli.console import print_json, say, working
 from triptych.cli.options import JsonOption, VariantOption
 
@@ -15,6 +15,7 @@ def compose(
     output: Annotated[Path, typer.Argument(help="A folder to make.")],
     *,
     vae: VaeOption = None,
+    lora: LoraOption = None,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a composed checkpoint that exists.")
@@ -30,7 +31,9 @@ def compose(
 
     from triptych.workflows.compose import ComposeRequest, compose_checkpoint
 
-    request = ComposeRequest(checkpoint=checkpoint, variant=variant, vae=vae)
+    request = ComposeRequest(
+        checkpoint=checkpoint, variant=variant, vae=vae, loras=parse_loras(lora)
+    )
     with working("composing"):
         composed = compose_checkpoint(request, output, overwrite=overwrite)
     sources = composed.composition.sources if composed.composition else ()

@@ -1,9 +1,15 @@
 """The options that say what a checkpoint is composed of, for compose and export."""
 
+import math
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+
+from triptych.errors import UsageError
+
+if TYPE_CHECKING:
+    from triptych.workflows.compose import ScaledLora
 
 VaeOption: TypeAlias = Annotated[
     Path | None,
@@ -14,3 +20,36 @@ VaeOption: TypeAlias = Annotated[
         "diffusers' or the original layout.",
     ),
 ]
+
+LoraOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        help="A LoRA to fuse, in the names of diffusers, PEFT or Kohya. May be repeated: they add.",
+    ),
+]
+
+
+def parse_loras(texts: list[str] | None) -> "tuple[ScaledLora, ...]":
+    """LoRAs from `PATH[:SCALE]`; a path that exists as it is written has no scale.
+
+    Raises:
+        UsageError: a scale is not finite.
+    """
+    return tuple(_parse_lora(text) for text in texts or ())
+
+
+def _parse_lora(text: str) -> "ScaledLora":
+    from triptych.workflows.compose import ScaledLora
+
+    path, colon, written = text.rpartition(":")
+    try:
+        scale = float(written) if path else 1.0
+    except ValueError:  # of a drive's letter, or none
+        return ScaledLora(path=Path(text))
+    if not colon or Path(text).exists():
+        return ScaledLora(path=Path(text))
+    if not math.isfinite(scale):
+        raise UsageError(f"lora: got the scale {written} in {text!r}, want a finite number.")
+    return ScaledLora(path=Path(path), scale=scale)

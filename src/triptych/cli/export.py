@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 import typer
 
-from triptych.cli.compose_options import VaeOption
+from triptych.cli.compose_options import LoraOption, VaeOption, parse_loras
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
@@ -85,6 +85,7 @@ def export(
     ] = None,
     preview_decoder: PreviewDecoderOption = None,
     vae: VaeOption = None,
+    lora: LoraOption = None,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
@@ -104,7 +105,7 @@ def export(
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
 
-    parts = ComposeRequest(checkpoint=checkpoint, variant=variant, vae=vae)
+    parts = ComposeRequest(checkpoint=checkpoint, variant=variant, vae=vae, loras=parse_loras(lora))
     request = ExportRequest(
         checkpoint=checkpoint,
         output=output,

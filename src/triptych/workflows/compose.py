@@ -22,6 +22,7 @@ from triptych.models.composition import (
     write_composition,
 )
 from triptych.models.configs import read_json, setting
+from triptych.models.lora import apply_lora, lora_file
 from triptych.models.stored_tensor import StoredTensor
 from triptych.models.vae_source import read_vae
 
@@ -33,6 +34,20 @@ Networks: TypeAlias = dict[str, Mapping[str, StoredTensor]]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledLora:
+    """A LoRA to fuse.
+
+    Attributes:
+        path: a safetensors file, or a folder that diffusers or PEFT saved it in.
+        scale: how strongly; 0 changes nothing.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComposeRequest:
     """What to compose a checkpoint of.
 
@@ -40,16 +55,18 @@ class ComposeRequest:
         checkpoint: a folder in diffusers layout.
         variant: its weight variant, such as "fp16".
         vae: a folder or file of a VAE to take instead of the checkpoint's.
+        loras: what to add to the weights of the U-Net and the text encoders.
     """
 
     checkpoint: Path
     variant: str | None = None
     vae: Path | None = None
+    loras: tuple[ScaledLora, ...] = ()
 
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        return self.vae is None
+        return self.vae is None and not self.loras
 
 
 @final
@@ -85,6 +102,7 @@ def compose_checkpoint(
         parts = [_lay_out_checkpoint(request, folder, networks)]
         if request.vae is not None:
             parts.append(_take_vae(request, request.vae, folder, networks))
+        parts.extend(_add_lora(lora, folder, networks) for lora in request.loras)
         write_composition(_composition(parts, networks), folder)
         _check_weights(open_checkpoint(folder))
     return open_checkpoint(output)
@@ -143,6 +161,22 @@ def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networ
         config_path.write_text(json.dumps(found.config, indent=2), encoding="utf-8")
     networks["vae"] = found.tensors
     return _Part(source=Source(role="vae", name=path.name), root=path)
+
+
+def _add_lora(lora: ScaledLora, folder: Path, networks: Networks) -> _Part:
+    """Add a LoRA to the weights that it names."""
+    config_path = folder / "unet" / "config.json"
+    file = lora_file(lora.path.absolute())
+    changed = apply_lora(
+        networks,
+        file,
+        scale=lora.scale,
+        layers_per_block=setting(
+            read_json(config_path), "layers_per_block", int, where=str(config_path)
+        ),
+    )
+    networks.update(changed)
+    return _Part(source=Source(role="lora", name=file.name, scale=lora.scale), root=file)
 
 
 def _composition(parts: Sequence[_Part], networks: Networks) -> Composition:
