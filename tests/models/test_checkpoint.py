@@ -105,7 +105,7 @@ def test_a_component_that_the_model_lacks_is_refused(copied: Path) -> None:
 def test_a_single_file_is_refused_with_what_to_do(checkpoint: Path) -> None:
     message = refusal(checkpoint / UNET_FILE)
     assert "single file" in message
-    assert "from_single_file" in message
+    assert "triptych compose" in message
 
 
 @pytest.mark.parametrize("name", ["absent", "unet"])

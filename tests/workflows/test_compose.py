@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from triptych.bundle.store import file_sha256
 from triptych.errors import CheckpointError, UsageError
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.modules import load_module
+from triptych.models.tokenizer import load_tokenizer
 from triptych.testing import tiny_checkpoint, write_single_file
 from triptych.types import ComponentName
 from triptych.workflows.compose import ComposeRequest, compose_checkpoint, composed
@@ -224,3 +226,127 @@ def test_a_preview_decoder_from_elsewhere_wins(preview_checkpoint: Path, tmp_pat
     opened = open_checkpoint(made.folder, preview_decoder=elsewhere)
     assert opened.component_files("preview_decoder")[0].parent == elsewhere
     assert_same(weights_of(opened, "preview_decoder"), weights_of(made, "preview_decoder"))
+
+
+# A single file
+
+
+@pytest.fixture(scope="module")
+def published_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with SDXL's ratios: heads of 64 channels, norms of 32 groups."""
+    from triptych.testing import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        text = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
+        patch.setattr(tiny, "TEXT_ENCODER", {**tiny.TEXT_ENCODER, **text, "projection_dim": 64})
+        patch.setattr(tiny, "TEXT_ENCODER_2", {**tiny.TEXT_ENCODER_2, **text})
+        channels = {"block_out_channels": (64, 64, 64), "attention_head_dim": (1, 1, 1)}
+        numbers = {
+            "cross_attention_dim": 128,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 64 + 6 * 256,
+            "norm_num_groups": 32,
+        }
+        patch.setattr(tiny, "UNET", {**tiny.UNET, **channels, **numbers})
+        vae = {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 32}
+        patch.setattr(tiny, "VAE", {**tiny.VAE, **vae})
+        return tiny_checkpoint(tmp_path_factory.mktemp("published") / "tiny")
+
+
+@pytest.fixture
+def hub_cache(
+    published_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], None]:
+    """Puts a tokenizer of the small checkpoint into a hub's cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(repo_id: str, folder: str) -> None:
+        model = tmp_path / "hub" / f"models--{repo_id.replace('/', '--')}"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text("main")
+        shutil.copytree(published_tiny / "tokenizer", model / "snapshots" / "main" / folder)
+
+    return put
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("repo_id", "inside"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"),
+        ("openai/clip-vit-large-patch14", "."),
+    ],
+)
+def test_a_single_file_needs_nothing_but_clip_s_vocabulary(
+    repo_id: str,
+    inside: str,
+    published_tiny: Path,
+    hub_cache: Callable[[str, str], None],
+    tmp_path: Path,
+) -> None:
+    hub_cache(repo_id, inside)
+    file = write_single_file(published_tiny, tmp_path / "tuned.safetensors", extra=("v_pred",))
+    made = compose_checkpoint(ComposeRequest(checkpoint=file), tmp_path / "made")
+    expected = open_checkpoint(published_tiny)
+    assert replace(made.config, sample_size=16) == expected.config
+    for component in expected.config.components:
+        assert_same(weights_of(made, component), weights_of(expected, component))
+    for name in ("tokenizer", "tokenizer_2"):
+        texts = ["A photo! of <|endoftext|> a cat", ""]
+        found, wanted = (
+            load_tokenizer(folder / name).encode(texts).input_ids.tolist()
+            for folder in (made.folder, published_tiny)
+        )
+        assert found == wanted
+    summary = inspect_path(made.folder)
+    assert not summary.problems
+    assert summary.scheduler["prediction_type"] == "v_prediction"
+    assert [source.text() for source in summary.sources] == ["checkpoint tuned.safetensors"]
+
+
+def test_a_single_file_without_tokenizers_says_where_to_get_them(
+    published_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    file = write_single_file(published_tiny, tmp_path / "model.safetensors")
+    message = refusal(ComposeRequest(checkpoint=file), tmp_path / "made")
+    assert "--config FOLDER" in message
+    assert "openai/clip-vit-large-patch14" in message
+    assert str(tmp_path / "empty") in message
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    file = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    config = shutil.copytree(checkpoint, tmp_path / "config")
+    path = config / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    path.write_text(json.dumps({**vocabulary, "one more": len(vocabulary)}))
+    message = refusal(ComposeRequest(checkpoint=file, config=config), tmp_path / "made")
+    count = len(vocabulary)
+    assert f"embeddings of {count} tokens and a tokenizer of {count + 1}" in message
+
+
+def test_configs_that_do_not_fit_a_single_file_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    config = tiny_checkpoint(tmp_path / "config", kind="inpaint")
+    message = refusal(ComposeRequest(checkpoint=file, config=config), tmp_path / "made")
+    assert "unet weight 'unet.conv_in.weight': got [8, 4, 3, 3], want [8, 9, 3, 3]" in message
+
+
+def test_options_that_a_checkpoint_has_no_use_for_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    single = ComposeRequest(checkpoint=file, config=checkpoint, variant="fp16")
+    folder = ComposeRequest(checkpoint=checkpoint, config=checkpoint)
+    for request in (single, folder):
+        with pytest.raises(UsageError, match="want none"):
+            compose_checkpoint(request, tmp_path / "made")
+
+
+def test_a_single_file_is_composed_for_a_block(checkpoint: Path, tmp_path: Path) -> None:
+    file = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    with composed(ComposeRequest(checkpoint=file, config=checkpoint)) as (folder, _):
+        assert open_checkpoint(folder).component_files("unet") == (file,)

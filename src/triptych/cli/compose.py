@@ -5,17 +5,31 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.compose_options import LoraOption, VaeOption, parse_loras
+from triptych.cli.compose_options import (
+    ConfigOption,
+    DownloadOption,
+    LoraOption,
+    VaeOption,
+    parse_loras,
+)
 from triptych.cli.console import print_json, say, working
 from triptych.cli.options import JsonOption, VariantOption
 
 
 def compose(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint in diffusers layout.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint in diffusers layout, a single file in SDXL's original one, or a "
+            "model's id on the hub."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="A folder to make.")],
     *,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    config: ConfigOption = None,
+    download: DownloadOption = False,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a composed checkpoint that exists.")
@@ -32,7 +46,12 @@ def compose(
     from triptych.workflows.compose import ComposeRequest, compose_checkpoint
 
     request = ComposeRequest(
-        checkpoint=checkpoint, variant=variant, vae=vae, loras=parse_loras(lora)
+        checkpoint=checkpoint,
+        variant=variant,
+        vae=vae,
+        loras=parse_loras(lora),
+        config=config,
+        download=download,
     )
     with working("composing"):
         composed = compose_checkpoint(request, output, overwrite=overwrite)

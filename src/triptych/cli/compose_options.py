@@ -21,6 +21,21 @@ VaeOption: TypeAlias = Annotated[
     ),
 ]
 
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FOLDER",
+        help="For a single file: a checkpoint in diffusers layout to take configs and tokenizers "
+        "from. Default: SDXL's, with tokenizers from this machine's cache of the hub.",
+    ),
+]
+
+DownloadOption: TypeAlias = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch models that are named by their id on the hub."),
+]
+
 LoraOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 import typer
 
-from triptych.cli.compose_options import LoraOption, VaeOption, parse_loras
+from triptych.cli.compose_options import (
+    ConfigOption,
+    DownloadOption,
+    LoraOption,
+    VaeOption,
+    parse_loras,
+)
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
@@ -26,7 +32,13 @@ ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint in diffusers layout.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint in diffusers layout, a single file in SDXL's original one, or a "
+            "model's id on the hub."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Gets one folder for each format.")],
     *,
     to: Annotated[
@@ -86,6 +98,8 @@ def export(
     preview_decoder: PreviewDecoderOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    config: ConfigOption = None,
+    download: DownloadOption = False,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
@@ -105,7 +119,14 @@ def export(
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
 
-    parts = ComposeRequest(checkpoint=checkpoint, variant=variant, vae=vae, loras=parse_loras(lora))
+    parts = ComposeRequest(
+        checkpoint=checkpoint,
+        variant=variant,
+        vae=vae,
+        loras=parse_loras(lora),
+        config=config,
+        download=download,
+    )
     request = ExportRequest(
         checkpoint=checkpoint,
         output=output,

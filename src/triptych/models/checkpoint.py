@@ -11,6 +11,7 @@ from typing import final
 
 from triptych.errors import CheckpointError
 from triptych.models.composition import COMPOSITION_NAME, Composition, read_composition
+from triptych.models.hub import local_path
 from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER, find_preview_decoder
 from triptych.models.sdxl import SdxlConfig, read_sdxl_config
 from triptych.models.stored_tensor import StoredTensor
@@ -108,7 +109,7 @@ def open_checkpoint(
     """Find an SDXL checkpoint's configs and weight files; read no weights.
 
     Args:
-        path: a folder in diffusers layout.
+        path: a folder in diffusers layout, or a model's id on the hub that is in the cache.
         variant: take files such as model.fp16.safetensors instead of the plain ones. A preview
             decoder is published by itself: it gives its plain ones where it has no such files.
         preview_decoder: the folder of a preview decoder that is elsewhere. It is taken instead of
@@ -118,10 +119,11 @@ def open_checkpoint(
         CheckpointError: the folder is not an SDXL checkpoint, the preview decoder is not one for
             it, a network's weights are missing, or they are pickle files.
     """
+    path = local_path(path)
     if path.is_file():
         raise CheckpointError(
-            f"{path}: got a single file, want a folder in diffusers layout. Load it with "
-            "diffusers' StableDiffusionXLPipeline.from_single_file and save_pretrained it."
+            f"{path}: got a single file, want a folder in diffusers layout. Make one that stands "
+            f"for it, without a copy: triptych compose {path} OUT"
         )
     if not (path / "model_index.json").is_file():
         raise CheckpointError(

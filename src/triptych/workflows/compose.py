@@ -2,17 +2,16 @@
 
 import contextlib
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import final
 
 from triptych.bundle.store import file_sha256, replace_folder
 from triptych.dependencies import import_optional
 from triptych.errors import CheckpointError
-from triptych.models.checkpoint import NETWORK_FOLDERS, Checkpoint, open_checkpoint
+from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.composition import (
     COMPOSITION_NAME,
     Composition,
@@ -23,13 +22,8 @@ from triptych.models.composition import (
 )
 from triptych.models.configs import read_json, setting
 from triptych.models.lora import apply_lora, lora_file
-from triptych.models.stored_tensor import StoredTensor
 from triptych.models.vae_source import read_vae
-
-_ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
-
-Networks: TypeAlias = dict[str, Mapping[str, StoredTensor]]
-"""The weights in each network's folder, by diffusers' names."""
+from triptych.workflows.compose_base import Networks, Part, Place, find_place, lay_out
 
 
 @final
@@ -52,30 +46,26 @@ class ComposeRequest:
     """What to compose a checkpoint of.
 
     Attributes:
-        checkpoint: a folder in diffusers layout.
+        checkpoint: a folder in diffusers layout, or a single file in the original one.
         variant: its weight variant, such as "fp16".
         vae: a folder or file of a VAE to take instead of the checkpoint's.
         loras: what to add to the weights of the U-Net and the text encoders.
+        config: a folder in diffusers layout with the configs and tokenizers of a single file.
+        download: fetch what is named by its id on the hub; any path here may be one.
     """
 
     checkpoint: Path
     variant: str | None = None
     vae: Path | None = None
     loras: tuple[ScaledLora, ...] = ()
+    config: Path | None = None
+    download: bool = False
 
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        return self.vae is None and not self.loras
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A source, and the folder or file that its weights lie in."""
-
-    source: Source
-    root: Path
+        is_composed = self.vae or self.loras or self.config or self.download
+        return not is_composed and not self.checkpoint.is_file()
 
 
 def compose_checkpoint(
@@ -99,10 +89,16 @@ def compose_checkpoint(
     import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
     with replace_folder(output, overwrite=overwrite, marker=COMPOSITION_NAME) as folder:
         networks: Networks = {}
-        parts = [_lay_out_checkpoint(request, folder, networks)]
+        parts = lay_out(
+            _place(request, request.checkpoint, variant=request.variant),
+            folder,
+            networks,
+            variant=request.variant,
+            config=None if request.config is None else _place(request, request.config),
+        )
         if request.vae is not None:
             parts.append(_take_vae(request, request.vae, folder, networks))
-        parts.extend(_add_lora(lora, folder, networks) for lora in request.loras)
+        parts.extend(_add_lora(request, lora, folder, networks) for lora in request.loras)
         write_composition(_composition(parts, networks), folder)
         _check_weights(open_checkpoint(folder))
     return open_checkpoint(output)
@@ -121,36 +117,17 @@ def composed(request: ComposeRequest) -> Iterator[tuple[Path, str | None]]:
         yield compose_checkpoint(request, Path(parent, "checkpoint")).folder, None
 
 
-def _lay_out_checkpoint(request: ComposeRequest, folder: Path, networks: Networks) -> _Part:
-    """Copy a folder's configs, tokenizers and scheduler, and note where its weights lie."""
-    base = open_checkpoint(request.checkpoint.absolute(), variant=request.variant)
-    if base.composition is not None:
-        raise CheckpointError(
-            f"{base.folder}: got a composed checkpoint, want one in diffusers layout or a single "
-            "file. Compose everything at once."
-        )
-    index = {"_name_or_path": base.folder.name, **read_json(base.folder / "model_index.json")}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    for component in base.config.components:
-        network = NETWORK_FOLDERS[component]
-        if network not in networks:
-            (folder / network).mkdir()
-            config = base.component_folder(component) / "config.json"
-            shutil.copy(config, folder / network)
-            networks[network] = base.network_tensors(network)
-    for name in _ASSETS:
-        if (base.folder / name).is_dir():
-            shutil.copytree(base.folder / name, folder / name)
-    return _Part(source=Source(role="checkpoint", name=base.folder.name), root=base.folder)
+def _place(request: ComposeRequest, path: Path, *, variant: str | None = None) -> Place:
+    return find_place(path, variant=variant, download=request.download)
 
 
-def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networks) -> _Part:
+def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networks) -> Part:
     """Put another VAE in the place of the checkpoint's."""
-    path = vae.absolute()
-    found = read_vae(path, variant=request.variant)
+    place = _place(request, vae)
+    found = read_vae(place.path, variant=request.variant)
     config_path = folder / "vae" / "config.json"
     if found.config is not None:
-        where = f"{path} config"
+        where = f"{place.path} config"
         channels = setting(found.config, "latent_channels", int, where=where)
         wanted = setting(read_json(config_path), "latent_channels", int, where=str(config_path))
         if channels != wanted:
@@ -160,13 +137,14 @@ def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networ
             )
         config_path.write_text(json.dumps(found.config, indent=2), encoding="utf-8")
     networks["vae"] = found.tensors
-    return _Part(source=Source(role="vae", name=path.name), root=path)
+    return place.part(Source(role="vae", name=place.name))
 
 
-def _add_lora(lora: ScaledLora, folder: Path, networks: Networks) -> _Part:
+def _add_lora(request: ComposeRequest, lora: ScaledLora, folder: Path, networks: Networks) -> Part:
     """Add a LoRA to the weights that it names."""
     config_path = folder / "unet" / "config.json"
-    file = lora_file(lora.path.absolute())
+    place = _place(request, lora.path)
+    file = lora_file(place.path)
     changed = apply_lora(
         networks,
         file,
@@ -176,10 +154,10 @@ def _add_lora(lora: ScaledLora, folder: Path, networks: Networks) -> _Part:
         ),
     )
     networks.update(changed)
-    return _Part(source=Source(role="lora", name=file.name, scale=lora.scale), root=file)
+    return place.part(Source(role="lora", name=place.name, scale=lora.scale))
 
 
-def _composition(parts: Sequence[_Part], networks: Networks) -> Composition:
+def _composition(parts: Sequence[Part], networks: Networks) -> Composition:
     """Hash every file that a weight is read from, each once, and say whose it is."""
     used = sorted(
         {
@@ -204,7 +182,7 @@ def _composition(parts: Sequence[_Part], networks: Networks) -> Composition:
     return Composition(sources=tuple(sources), files=tuple(files.values()), networks=networks)
 
 
-def _new_label(part: _Part, path: Path, labels: set[str]) -> str:
+def _new_label(part: Part, path: Path, labels: set[str]) -> str:
     """The source's name, and the file's within it; numbered where that is taken."""
     inside = path.relative_to(part.root)
     label = part.source.name if path == part.root else f"{part.source.name}/{inside.as_posix()}"

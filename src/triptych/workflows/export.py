@@ -18,6 +18,7 @@ from triptych.exporters import exporter_names, make_exporter
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.composition import Source
+from triptych.models.hub import model_name
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
@@ -252,7 +253,7 @@ def _sources(checkpoint: Checkpoint, records: Sequence[ComponentRecord]) -> tupl
     if checkpoint.composition is not None:
         return checkpoint.composition.sources
     hashes = {name: sha for record in records for name, sha in record.source_sha256.items()}
-    return (Source(role="checkpoint", name=checkpoint.folder.resolve().name, sha256=hashes),)
+    return (Source(role="checkpoint", name=model_name(checkpoint.folder), sha256=hashes),)
 
 
 def _toolchain() -> dict[str, str]:

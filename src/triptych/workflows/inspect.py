@@ -17,6 +17,7 @@ from triptych.errors import BrokenInputError, BundleError, MissingDependencyErro
 from triptych.exporters import make_exporter
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.composition import Source
+from triptych.models.hub import local_path
 from triptych.models.tokenizer import load_tokenizer
 from triptych.sampling.pipeline import TOKENIZER_FOLDERS
 from triptych.sampling.scheduler_config import read_scheduler_config
@@ -114,6 +115,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         BundleError: the folder is no bundle and no checkpoint.
         CheckpointError: it is a checkpoint, and its configs or weights are not whole.
     """
+    path = local_path(path)
     damage: tuple[str, ...] = ()
     if (path / MANIFEST_NAME).is_file():
         damage = find_damage(path, read_manifest(path).files)
