@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from triptych.bundle.bundle import open_bundle
 from triptych.cli.app import app
-from triptych.cli.compose_options import parse_loras
+from triptych.cli.compose_options import parse_inversions, parse_loras
 from triptych.errors import CheckpointError, UsageError
-from triptych.workflows.compose import ScaledLora
+from triptych.models.tokenizer import load_tokenizer
+from triptych.workflows.compose import NamedInversion, ScaledLora
 
 TO_K = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -101,3 +102,28 @@ def test_a_path_that_exists_as_written_has_no_scale(
 def test_a_scale_that_is_not_finite_is_refused(scale: str) -> None:
     with pytest.raises(UsageError, match="want a finite number"):
         parse_loras([f"ink.safetensors:{scale}"])
+
+
+def test_compose_adds_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "learned_embeds.safetensors"
+    save_file({"<cat>": torch.zeros(2, 32)}, path)
+    made = tmp_path / "made"
+    said = run("compose", checkpoint, made, "--textual-inversion", f"<dog>={path}")
+    assert "textual inversion learned_embeds.safetensors as <dog>" in said
+    assert load_tokenizer(made / "tokenizer").literals["<dog>"] == (898, 899)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "token"),
+    [
+        ("cat.safetensors", "cat.safetensors", None),
+        ("<cat>=cat.safetensors", "cat.safetensors", "<cat>"),
+        ("cat=a=b.safetensors", "a=b.safetensors", "cat"),
+        ("=cat.safetensors", "=cat.safetensors", None),
+        ("cat=", "cat=", None),
+    ],
+)
+def test_a_token_stands_before_the_first_equals_sign(
+    text: str, path: str, token: str | None
+) -> None:
+    assert parse_inversions([text]) == (NamedInversion(path=Path(path), token=token),)

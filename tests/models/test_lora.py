@@ -198,7 +198,9 @@ def test_a_folder_is_searched_for_its_lora(tmp_path: Path) -> None:
     assert lora_file(tmp_path) == lora_file(file) == file
 
 
-def test_a_pickled_lora_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "lora.pt").touch()
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt"])
+def test_a_pickled_lora_is_refused(suffix: str, networks: Networks, tmp_path: Path) -> None:
+    path = tmp_path / f"lora{suffix}"
+    path.touch()
     with pytest.raises(CheckpointError, match="any code"):
-        lora_file(tmp_path / "lora.pt")
+        changed(networks, lora_file(path))

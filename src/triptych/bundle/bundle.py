@@ -171,7 +171,7 @@ def open_bundle(
     path = local_path(path)
     if (path / MANIFEST_NAME).is_file():
         return _open_ours(path, check_sizes=check_sizes)
-    if path.is_file():
+    if path.suffix == ".safetensors" and path.is_file():
         open_checkpoint(path)  # which says what to do with a file
     if (path / "model_index.json").is_file():
         return _open_foreign(path) or bundle_from_checkpoint(

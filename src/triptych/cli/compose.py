@@ -9,7 +9,9 @@ from triptych.cli.compose_options import (
     ConfigOption,
     DownloadOption,
     LoraOption,
+    TextualInversionOption,
     VaeOption,
+    parse_inversions,
     parse_loras,
 )
 from triptych.cli.console import print_json, say, working
@@ -28,6 +30,7 @@ def compose(
     *,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    textual_inversion: TextualInversionOption = None,
     config: ConfigOption = None,
     download: DownloadOption = False,
     variant: VariantOption = None,
@@ -50,6 +53,7 @@ def compose(
         variant=variant,
         vae=vae,
         loras=parse_loras(lora),
+        textual_inversions=parse_inversions(textual_inversion),
         config=config,
         download=download,
     )

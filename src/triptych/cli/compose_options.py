@@ -9,7 +9,7 @@ import typer
 from triptych.errors import UsageError
 
 if TYPE_CHECKING:
-    from triptych.workflows.compose import ScaledLora
+    from triptych.workflows.compose import NamedInversion, ScaledLora
 
 VaeOption: TypeAlias = Annotated[
     Path | None,
@@ -44,6 +44,30 @@ LoraOption: TypeAlias = Annotated[
         help="A LoRA to fuse, in the names of diffusers, PEFT or Kohya. May be repeated: they add.",
     ),
 ]
+
+
+TextualInversionOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--textual-inversion",
+        metavar="[TOKEN=]PATH",
+        help="An embedding for prompts to name. Default of TOKEN: as the file says, or its name. "
+        "May be repeated.",
+    ),
+]
+
+
+def parse_inversions(texts: list[str] | None) -> "tuple[NamedInversion, ...]":
+    """Textual inversions from `[TOKEN=]PATH`; a path that exists as it is written has no token."""
+    from triptych.workflows.compose import NamedInversion
+
+    return tuple(
+        NamedInversion(path=Path(path), token=token)
+        if (token and path and not Path(text).exists())
+        else NamedInversion(path=Path(text))
+        for text in texts or ()
+        for token, _, path in [text.partition("=")]
+    )
 
 
 def parse_loras(texts: list[str] | None) -> "tuple[ScaledLora, ...]":

@@ -10,7 +10,9 @@ from triptych.cli.compose_options import (
     ConfigOption,
     DownloadOption,
     LoraOption,
+    TextualInversionOption,
     VaeOption,
+    parse_inversions,
     parse_loras,
 )
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
@@ -98,6 +100,7 @@ def export(
     preview_decoder: PreviewDecoderOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    textual_inversion: TextualInversionOption = None,
     config: ConfigOption = None,
     download: DownloadOption = False,
     variant: VariantOption = None,
@@ -124,6 +127,7 @@ def export(
         variant=variant,
         vae=vae,
         loras=parse_loras(lora),
+        textual_inversions=parse_inversions(textual_inversion),
         config=config,
         download=download,
     )

@@ -226,17 +226,12 @@ def lora_file(path: Path) -> Path:
     """The weights of a LoRA: a file, or what diffusers or PEFT saved in a folder.
 
     Raises:
-        CheckpointError: there is no such file, or it is a pickle.
+        CheckpointError: there is no such file.
     """
     names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
     found = [path / name for name in names if (path / name).is_file()]
     if found:
         return found[0]
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        raise CheckpointError(
-            f"{path}: got a pickle file, want safetensors. Pickle files can run any code when they "
-            "are loaded, so they are refused. Convert it where you trust it."
-        )
     if not path.is_file():
         raise CheckpointError(
             f"{path}: got no such file, want a LoRA in safetensors, or a folder with {names[0]}."

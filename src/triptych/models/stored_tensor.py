@@ -1,17 +1,23 @@
 """Where a weight lies and how it is made of what lies there: facts, no values."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from triptych.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 DTYPE_BYTES: Final = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4
 }  # fmt: skip
 """Bytes of one element, by safetensors' word for its dtype."""
+
+_PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @final
@@ -62,7 +68,7 @@ class StoredTensor:
         rows: the first row taken and the one after the last; None takes all.
         transposed: it lies there as its transpose.
         updates: LoRAs to add, in float32; the sum is rounded to `dtype` once.
-        appended: tensors [rows, width] that follow the last row.
+        appended: tensors [rows, width], or [width], that follow the last row of a matrix.
     """
 
     file: Path
@@ -102,18 +108,11 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as weights:
-            for key in weights.keys():  # noqa: SIM118  safe_open is no mapping
-                stored = weights.get_slice(key)
-                shape = tuple(stored.get_shape())
-                yield StoredTensor(file=file, key=key, shape=shape, dtype=stored.get_dtype())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: got {error}, want a whole safetensors file. Copy or download it again."
-        ) from error
+    with _opened(file) as weights:
+        for key in weights.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
+            stored = weights.get_slice(key)  # type: ignore[no-untyped-call]
+            shape = tuple(stored.get_shape())
+            yield StoredTensor(file=file, key=key, shape=shape, dtype=stored.get_dtype())
 
 
 def read_file_metadata(file: Path) -> dict[str, str]:
@@ -122,11 +121,22 @@ def read_file_metadata(file: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
+    with _opened(file) as weights:
+        return dict(weights.metadata() or {})  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> "Iterator[safe_open]":
     from safetensors import SafetensorError, safe_open
 
+    if file.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{file}: got a pickle file, want safetensors. Pickle files can run any code when they "
+            "are loaded, so they are refused. Convert it where you trust it."
+        )
     try:
         with safe_open(file, framework="numpy") as weights:
-            return dict(weights.metadata() or {})
+            yield weights
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: got {error}, want a whole safetensors file. Copy or download it again."

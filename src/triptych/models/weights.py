@@ -70,14 +70,12 @@ def _make(stored: StoredTensor, read: _ReadFileTensor) -> "torch.Tensor":
         tensor = tensor[slice(*stored.rows)]
     if stored.transposed:
         tensor = tensor.t()
-    num_appended = sum(read(rows).shape[0] for rows in stored.appended)
-    shape = (stored.shape[0] - num_appended, *stored.shape[1:]) if num_appended else stored.shape
-    tensor = tensor.reshape(shape)
+    if not stored.appended:
+        tensor = tensor.reshape(stored.shape)
     if stored.updates:
         tensor = _updated(tensor, stored.updates, read)
-    if stored.appended:
-        tensor = torch.cat([tensor, *(read(rows).to(tensor.dtype) for rows in stored.appended)])
-    return tensor
+    rows = [read(part).to(tensor.dtype).reshape(-1, stored.shape[-1]) for part in stored.appended]
+    return torch.cat([tensor, *rows]) if rows else tensor
 
 
 def _updated(

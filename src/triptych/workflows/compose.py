@@ -22,8 +22,10 @@ from triptych.models.composition import (
 )
 from triptych.models.configs import read_json, setting
 from triptych.models.lora import apply_lora, lora_file
+from triptych.models.textual_inversion import read_textual_inversion
 from triptych.models.vae_source import read_vae
 from triptych.workflows.compose_base import Networks, Part, Place, find_place, lay_out
+from triptych.workflows.compose_tokens import add_token
 
 
 @final
@@ -42,6 +44,20 @@ class ScaledLora:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedInversion:
+    """A textual inversion to add.
+
+    Attributes:
+        path: a safetensors file.
+        token: what prompts call it; None takes the name in the file, or the file's own.
+    """
+
+    path: Path
+    token: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComposeRequest:
     """What to compose a checkpoint of.
 
@@ -50,6 +66,7 @@ class ComposeRequest:
         variant: its weight variant, such as "fp16".
         vae: a folder or file of a VAE to take instead of the checkpoint's.
         loras: what to add to the weights of the U-Net and the text encoders.
+        textual_inversions: tokens to add to the tokenizers and text encoders.
         config: a folder in diffusers layout with the configs and tokenizers of a single file.
         download: fetch what is named by its id on the hub; any path here may be one.
     """
@@ -58,14 +75,15 @@ class ComposeRequest:
     variant: str | None = None
     vae: Path | None = None
     loras: tuple[ScaledLora, ...] = ()
+    textual_inversions: tuple[NamedInversion, ...] = ()
     config: Path | None = None
     download: bool = False
 
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        is_composed = self.vae or self.loras or self.config or self.download
-        return not is_composed and not self.checkpoint.is_file()
+        parts = (self.vae, self.loras, self.textual_inversions, self.config, self.download)
+        return not any(parts) and not self.checkpoint.is_file()
 
 
 def compose_checkpoint(
@@ -99,6 +117,10 @@ def compose_checkpoint(
         if request.vae is not None:
             parts.append(_take_vae(request, request.vae, folder, networks))
         parts.extend(_add_lora(request, lora, folder, networks) for lora in request.loras)
+        parts.extend(
+            _add_inversion(request, inversion, folder, networks)
+            for inversion in request.textual_inversions
+        )
         write_composition(_composition(parts, networks), folder)
         _check_weights(open_checkpoint(folder))
     return open_checkpoint(output)
@@ -155,6 +177,18 @@ def _add_lora(request: ComposeRequest, lora: ScaledLora, folder: Path, networks:
     )
     networks.update(changed)
     return place.part(Source(role="lora", name=place.name, scale=lora.scale))
+
+
+def _add_inversion(
+    request: ComposeRequest, inversion: NamedInversion, folder: Path, networks: Networks
+) -> Part:
+    """Add a token to the tokenizers and text encoders that it has vectors for."""
+    place = _place(request, inversion.path)
+    found = read_textual_inversion(place.path, networks, token=inversion.token)
+    for network, vectors in found.vectors.items():
+        add_token(found.token, vectors, network=network, folder=folder, networks=networks)
+    source = Source(role="textual_inversion", name=place.name, token=found.token)
+    return place.part(source)
 
 
 def _composition(parts: Sequence[Part], networks: Networks) -> Composition:

@@ -18,7 +18,7 @@ from triptych.models.stored_tensor import StoredTensor
 from triptych.models.tokenizer_files import read_vocabulary
 from triptych.workflows.download import fetch_model
 
-_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _VOCABULARY_FILES = ("vocab.json", "merges.txt")
 _SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 _CLIP_ID = "openai/clip-vit-large-patch14"
@@ -133,7 +133,7 @@ def _lay_out_folder(
             (folder / network).mkdir()
             shutil.copy(base.component_folder(component) / "config.json", folder / network)
             networks[network] = base.network_tensors(network)
-    for name in ("scheduler", *_TOKENIZERS.values()):
+    for name in ("scheduler", *TOKENIZERS.values()):
         if (base.folder / name).is_dir():
             shutil.copytree(base.folder / name, folder / name)
     return checkpoint.part(Source(role="checkpoint", name=checkpoint.name))
@@ -155,7 +155,7 @@ def _copy_configs(single: SingleFile, config: Path, folder: Path) -> None:
         _write_json(read_json(config / network / "config.json"), folder / network / "config.json")
     schedule = read_json(config / "scheduler" / "scheduler_config.json")
     _write_json(scheduler_config(single, schedule), folder / "scheduler" / "scheduler_config.json")
-    for network, name in _TOKENIZERS.items():
+    for network, name in TOKENIZERS.items():
         if network in single.networks:
             if not (config / name).is_dir():
                 raise CheckpointError(f"{config}: got no {name}, want the tokenizer of {network}.")
@@ -176,7 +176,7 @@ def _write_cached_tokenizers(single: SingleFile, folder: Path) -> None:
             "SDXL checkpoint in diffusers layout to take tokenizers and configs from; or "
             f"tokenizer/ of {_SDXL_ID}, or {_CLIP_ID}, in {cache_folder()}."
         )
-    for network, name in _TOKENIZERS.items():
+    for network, name in TOKENIZERS.items():
         if network in single.networks:
             (folder / name).mkdir()
             for file in _VOCABULARY_FILES:
@@ -200,7 +200,7 @@ def _tokenizer_config(name: str) -> JsonObject:
 
 
 def _check_vocabularies(single: SingleFile, folder: Path) -> None:
-    for network, name in _TOKENIZERS.items():
+    for network, name in TOKENIZERS.items():
         if network in single.networks:
             embeddings = "text_model.embeddings.token_embedding.weight"
             num_rows = single.networks[network][embeddings].shape[0]
