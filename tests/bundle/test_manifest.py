@@ -16,6 +16,7 @@ from triptych.bundle.manifest import (
     write_manifest,
 )
 from triptych.errors import BundleError
+from triptych.models.composition import SourceRole
 from triptych.types import ComponentName, FormatName, Precision
 
 # Plain values, made into records inside the tests: the run-time checks of annotations draw from
@@ -51,6 +52,15 @@ components = st.fixed_dictionaries(
         "chunks": st.lists(text, max_size=2),
     }
 )
+sources = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(get_args(SourceRole)),
+        "name": text,
+        "sha256": st.dictionaries(text, text, max_size=2),
+        "scale": st.none() | numbers,
+        "token": st.none() | text,
+    }
+)
 files = st.fixed_dictionaries({"path": text, "sha256": text, "size_bytes": counts})
 fields_of_a_manifest = st.fixed_dictionaries(
     {
@@ -63,6 +73,7 @@ fields_of_a_manifest = st.fixed_dictionaries(
         "components": st.lists(components, max_size=2),
         "files": st.lists(files, max_size=2),
         "settings": st.dictionaries(text, counts | text, max_size=2),
+        "sources": st.lists(sources, max_size=2),
     }
 )
 one_folder = settings(

@@ -1,5 +1,6 @@
 """Weights in another dtype that are in files, or converted as they are used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,18 @@ import torch
 from torch import nn
 
 from triptych.models import mapped
-from triptych.models.mapped import converted_on_disk, widen_on_use
+from triptych.models.mapped import kept_on_disk, widen_on_use
+from triptych.models.stored_tensor import StoredTensor
+
+STORED = {
+    dtype: StoredTensor(file=Path("weights.safetensors"), key="weight", shape=(7, 5), dtype=word)
+    for dtype, word in ((torch.float16, "F16"), (torch.float32, "F32"))
+}
 
 
 def test_a_converted_weight_is_equal_and_leaves_no_file(tmp_path: Path) -> None:
     weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).half()
-    converted = converted_on_disk(weight, torch.float32, scratch=tmp_path)
+    converted = kept_on_disk(weight, STORED[weight.dtype], torch.float32, scratch=tmp_path)
     assert converted.dtype == torch.float32
     assert torch.equal(converted, weight.float())
     assert not list(tmp_path.iterdir())
@@ -21,8 +28,16 @@ def test_a_converted_weight_is_equal_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_weight_of_the_right_dtype_is_not_copied(tmp_path: Path) -> None:
     weight = torch.ones(3)
-    kept = converted_on_disk(weight, torch.float32, scratch=tmp_path)
+    kept = kept_on_disk(weight, STORED[weight.dtype], torch.float32, scratch=tmp_path)
     assert kept.data_ptr() == weight.data_ptr()
+
+
+def test_a_weight_that_was_made_is_put_on_the_disk(tmp_path: Path) -> None:
+    weight = torch.ones(7, 5)
+    stored = replace(STORED[torch.float32], rows=(0, 7))
+    kept = kept_on_disk(weight, stored, torch.float32, scratch=tmp_path)
+    assert kept.data_ptr() != weight.data_ptr()
+    assert torch.equal(kept, weight)
 
 
 @pytest.mark.parametrize("threshold", [0, 40, 1 << 30])

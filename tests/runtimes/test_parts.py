@@ -1,6 +1,7 @@
 """A network cut into parts computes what the whole computes, in any cut."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import pytest

@@ -9,6 +9,7 @@ import msgspec
 
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.errors import BundleError
+from triptych.models.composition import Source
 from triptych.types import ComponentName, FormatName, Precision
 
 SCHEMA_VERSION = 1
@@ -115,6 +116,7 @@ class Manifest:
         components: one record each.
         files: every file but the manifest.
         settings: the exporter's other settings, by name.
+        sources: what its checkpoint was composed of, the checkpoint itself first.
     """
 
     schema_version: int
@@ -126,6 +128,7 @@ class Manifest:
     components: tuple[ComponentRecord, ...]
     files: tuple[FileRecord, ...]
     settings: Mapping[str, int | str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

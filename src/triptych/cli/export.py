@@ -1,10 +1,20 @@
 """triptych export."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 import typer
 
+from triptych.cli.compose_options import (
+    ConfigOption,
+    DownloadOption,
+    LoraOption,
+    TextualInversionOption,
+    VaeOption,
+    parse_inversions,
+    parse_loras,
+)
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
@@ -24,7 +34,13 @@ ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint in diffusers layout.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint in diffusers layout, a single file in SDXL's original one, or a "
+            "model's id on the hub."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Gets one folder for each format.")],
     *,
     to: Annotated[
@@ -82,6 +98,11 @@ def export(
         ),
     ] = None,
     preview_decoder: PreviewDecoderOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
+    textual_inversion: TextualInversionOption = None,
+    config: ConfigOption = None,
+    download: DownloadOption = False,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
@@ -97,9 +118,19 @@ def export(
     disagrees; then nothing is written and nothing that was there is touched.
     """
     from triptych.exporters.base import CoreMlSettings, ExportSettings
+    from triptych.workflows.compose import ComposeRequest, composed
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
 
+    parts = ComposeRequest(
+        checkpoint=checkpoint,
+        variant=variant,
+        vae=vae,
+        loras=parse_loras(lora),
+        textual_inversions=parse_inversions(textual_inversion),
+        config=config,
+        download=download,
+    )
     request = ExportRequest(
         checkpoint=checkpoint,
         output=output,
@@ -133,7 +164,9 @@ def export(
                 tasks[key] = bars.add_task(f"{to} {component}", total=1.0, stage=stage)
             bars.update(tasks[key], completed=fraction, stage=stage)
 
-        bundles = export_bundles(request, progress=progress)
+        with composed(parts) as (folder, folder_variant):
+            request = replace(request, checkpoint=folder, variant=folder_variant)
+            bundles = export_bundles(request, progress=progress)
     summaries = [inspect_path(folder) for folder in bundles.values()]
     if json:
         print_json([summary.to_json() for summary in summaries])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.dependencies import import_optional
-from triptych.models.checkpoint import StoredTensor
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
 
 if TYPE_CHECKING:
     import openvino
@@ -27,21 +28,23 @@ def attach_weights(
         model: the graph; changed in place.
         stored: the weights by the names of their inputs.
         half: store float16 and widen at run time.
-        scratch: a folder for weights that are stored in another dtype than wanted.
+        scratch: a folder for weights that are stored in another dtype than wanted, or made of
+            several.
     """
     import torch
     from openvino import Type, opset13
 
-    from triptych.models.mapped import converted_on_disk
-    from triptych.models.modules import read_tensors
+    from triptych.models.mapped import kept_on_disk
 
     dtype = torch.float16 if half else torch.float32
-    tensors = read_tensors(stored)
-    for parameter in model.get_parameters():
-        name = parameter.get_friendly_name()
-        if name not in tensors:
-            continue
-        tensor = converted_on_disk(tensors[name], dtype, scratch=scratch)
+    parameters = {
+        name: parameter
+        for parameter in model.get_parameters()
+        if (name := parameter.get_friendly_name()) in stored
+    }
+    for name, made in stream_tensors(stored, parameters):
+        parameter = parameters[name]
+        tensor = kept_on_disk(made, stored[name], dtype, scratch=scratch)
         source = opset13.constant(tensor.numpy(), shared_memory=True)
         source.set_friendly_name(name)
         if half:

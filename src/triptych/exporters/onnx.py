@@ -7,7 +7,7 @@ into the file one tensor at a time, converted on the way where the precision ask
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, final
@@ -18,8 +18,10 @@ from triptych.errors import UsageError
 from triptych.exporters._onnx_graph import check_graph, describe_graph
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
-from triptych.models.checkpoint import Checkpoint, StoredTensor
+from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import SdxlConfig, component_precision
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
 from triptych.types import ComponentName, FormatName, Precision
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def _attach_weights(
     total = sum(math.prod(stored[name].shape) for name in used) * element_bytes
     external = data_path.open("wb") if total > EXTERNAL_DATA_BYTES else None
     try:
-        for name, tensor in _stream(stored, used):
+        for name, tensor in stream_tensors(stored, used):
             converted = tensor.to(dtype)
             converted = converted.t().contiguous() if name in transposed else converted.contiguous()
             _add_initializer(model, name, converted, external)
@@ -128,19 +130,6 @@ def _attach_weights(
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-
-
-def _stream(
-    stored: Mapping[str, StoredTensor], names: list[str]
-) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Weights one at a time, file by file, in the graph's order within a file."""
-    from safetensors import safe_open
-
-    for file in sorted({stored[name].file for name in names}):
-        with safe_open(file, framework="pt") as weights:
-            for name in names:
-                if stored[name].file == file:
-                    yield name, weights.get_tensor(stored[name].key)
 
 
 def _fold_transposes(model: "onnx.ModelProto", weights: set[str]) -> set[str]:

@@ -17,6 +17,8 @@ from triptych.errors import UsageError
 from triptych.exporters import exporter_names, make_exporter
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
+from triptych.models.composition import Source
+from triptych.models.hub import model_name
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
@@ -172,6 +174,7 @@ def _export_bundle(
             components=tuple(records),
             files=record_files(folder),
             settings=_format_settings(request.settings, to),
+            sources=_sources(checkpoint, records),
         )
         write_manifest(manifest, folder)
     return target
@@ -221,7 +224,7 @@ def _export_components(
 
 
 def _weight_bytes(checkpoint: Checkpoint, component: ComponentName) -> int:
-    return sum(file.stat().st_size for file in checkpoint.component_files(component))
+    return sum(tensor.size_bytes for tensor in checkpoint.stored_tensors(component).values())
 
 
 def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
@@ -243,6 +246,14 @@ def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int 
     """The settings that only this format has, for the manifest."""
     given = asdict(settings.coreml) if to == "coreml" else {}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _sources(checkpoint: Checkpoint, records: Sequence[ComponentRecord]) -> tuple[Source, ...]:
+    """What the checkpoint was composed of; a folder that was not is its own only source."""
+    if checkpoint.composition is not None:
+        return checkpoint.composition.sources
+    hashes = {name: sha for record in records for name, sha in record.source_sha256.items()}
+    return (Source(role="checkpoint", name=model_name(checkpoint.folder), sha256=hashes),)
 
 
 def _toolchain() -> dict[str, str]:
