@@ -17,6 +17,7 @@ from triptych.cli.export import export
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 from triptych.cli.locate import locate
+from triptych.cli.precisions import precisions
 from triptych.cli.record import record
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
@@ -42,6 +43,7 @@ for command in (
     locate,
     bisect,
     inspect,
+    precisions,
     doctor,
     tiny_checkpoint,
     demo,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from triptych.workflows.inspect import Summary
 
-ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+ExportPrecision: TypeAlias = Literal[
+    "fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic", "hybrid"
+]
 
 
 def export(
@@ -39,8 +41,8 @@ def export(
         ExportPrecision,
         typer.Option(
             "--precision",
-            help="Of weights and, in ONNX and Core ML, of arithmetic. int8 is for OpenVINO, of "
-            "weights alone. A VAE with force_upcast stays fp32.",
+            help="Of weights and, where that is possible, of arithmetic: triptych precisions says "
+            "what each is in each format. A VAE with force_upcast stays fp32.",
         ),
     ] = "fp32",
     height_px: Annotated[

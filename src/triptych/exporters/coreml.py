@@ -22,6 +22,7 @@ from triptych.exporters.base import (
     ExportSettings,
 )
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.precisions import check_export_precision
 from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
 from triptych.models.tokenizer_files import read_vocabulary
 from triptych.tensors import PortSpecs, TensorSpec, axis_length
@@ -135,9 +136,9 @@ def make_exporter(settings: ExportSettings) -> CoreMlExporter:
     Raises:
         UsageError: settings that Core ML, or Apple's converter, does not have.
     """
+    check_export_precision("coreml", settings.precision)
     options = settings.coreml
     for name, value, known in (
-        ("precision", settings.precision, ("fp32", "fp16")),
         ("attention", options.attention, get_args(CoreMlAttention)),
         ("batch", options.batch, (1, 2)),
         ("num_chunks", options.num_chunks, (1, 2)),

@@ -21,11 +21,12 @@ import numpy as np
 
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
-from triptych.errors import BundleError, UsageError
+from triptych.errors import BundleError
 from triptych.exporters._openvino_weights import attach_weights, compress_weights
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.exporters.onnx import trace_component
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.precisions import check_export_precision, is_compressed
 from triptych.models.sdxl import SdxlConfig, component_precision
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName, Precision
@@ -88,8 +89,8 @@ class OpenVinoExporter:
         report("weights", 0.5)
         with TemporaryDirectory(dir=folder, prefix=".") as scratch:
             attach_weights(model, stored, half=precision == "fp16", scratch=Path(scratch))
-            if precision == "int8":
-                model = compress_weights(model)
+            if is_compressed(precision):
+                model = compress_weights(model, precision)
             _finish(model, component, checkpoint)
             _save(model, path)
 
@@ -137,11 +138,7 @@ def make_exporter(settings: ExportSettings) -> OpenVinoExporter:
     Raises:
         UsageError: a precision that weights are not stored in.
     """
-    if settings.precision not in ("fp32", "fp16", "int8"):
-        raise UsageError(
-            f"openvino: got precision {settings.precision!r}, want fp32, fp16 or int8. "
-            "To compute in bf16, ask for it where it runs: triptych sample --precision bf16."
-        )
+    check_export_precision("openvino", settings.precision)
     return OpenVinoExporter(settings=settings)
 
 

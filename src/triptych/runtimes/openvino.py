@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.models.precisions import ROUNDS_ACTIVATIONS
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
@@ -25,8 +26,8 @@ _DEFAULT_DEVICE = "CPU"
 _HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _KINDS: Mapping[str, Precision] = {
     **{hint: precision for precision, hint in _HINTS.items()},
-    "i8": "int8",
-    "u8": "int8",
+    "i8": "int8-dynamic",
+    "u8": "int8-dynamic",
 }
 _NO_ARITHMETIC = {
     "Broadcast", "Concatenation", "Const", "Convert", "Gather", "Input", "Output", "Reorder",
@@ -102,7 +103,12 @@ class OpenVino:
         engine = _import_engine()
         model = self.read(artifact)
         compiled = self.compile(model, artifact)
-        execution = self._execution(engine, compiled, self.settings.device or _DEFAULT_DEVICE)
+        execution = self._execution(
+            engine,
+            compiled,
+            self.settings.device or _DEFAULT_DEVICE,
+            rounds=rounds_activations(model),
+        )
         asked = self.settings.precision
         if self.force_precision and asked is not None and execution.precision != asked:
             raise BackendError(
@@ -128,7 +134,7 @@ class OpenVino:
                 f"openvino: got no device {device!r}, want one of those present: "
                 f"{', '.join(core.available_devices)}."
             )
-        config = self._config(core, device, artifact)
+        config = self._config(core, device, artifact, rounds=rounds_activations(model))
         try:
             return core.compile_model(model, device, config)
         except RuntimeError as error:
@@ -150,20 +156,23 @@ class OpenVino:
             devices=tuple(core.available_devices),
             precision={device: _default(core, device) for device in core.available_devices},
             remedy="",
+            arithmetic={device: _arithmetic(core, device) for device in core.available_devices},
         )
 
-    def _config(self, core: "openvino.Core", device: str, artifact: Artifact) -> dict[str, object]:
+    def _config(
+        self, core: "openvino.Core", device: str, artifact: Artifact, *, rounds: bool
+    ) -> dict[str, object]:
         settings = self.settings
         supported = core.get_property(device, "SUPPORTED_PROPERTIES")
-        if settings.precision == "int8":
+        if settings.precision is not None and settings.precision not in _HINTS:
             raise UsageError(
-                "openvino: got --precision int8, want fp32, fp16 or bf16: what it computes in. "
-                "int8 is how an export stores weights."
+                f"openvino: got --precision {settings.precision}, want fp32, fp16 or bf16: what it "
+                f"computes in. {settings.precision} is how an export stores weights."
             )
         config: dict[str, object] = {}
         if self.force_precision:
             config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
-            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported:
+            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and not rounds:
                 # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if settings.num_threads is not None:
@@ -181,7 +190,12 @@ class OpenVino:
         return {**config, **self.properties}
 
     def _execution(
-        self, engine: ModuleType, compiled: "openvino.CompiledModel", device: str
+        self,
+        engine: ModuleType,
+        compiled: "openvino.CompiledModel",
+        device: str,
+        *,
+        rounds: bool,
     ) -> Execution:
         group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
         nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
@@ -193,7 +207,7 @@ class OpenVino:
             version=engine.__version__.partition("-")[0],
             device=device,
             precision=ran,
-            declared_precision=(self.settings.precision or "fp32") if nodes else None,
+            declared_precision=self._declared(rounds=rounds) if nodes else None,
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
@@ -205,6 +219,9 @@ class OpenVino:
                 "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),
             },
         )
+
+    def _declared(self, *, rounds: bool) -> Precision:
+        return "int8-dynamic" if rounds else self.settings.precision or "fp32"
 
 
 def make_runtime(settings: RuntimeSettings) -> OpenVino:
@@ -229,6 +246,14 @@ def _default(core: "openvino.Core", device: str) -> str:
     return f"{default} by default; triptych sets float32"
 
 
+def _arithmetic(core: "openvino.Core", device: str) -> tuple[str, ...]:
+    try:
+        found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError:  # as above
+        return ()
+    return tuple(name for name in found if name[:2] in ("FP", "BF", "IN"))
+
+
 def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "openvino.Model":
     try:
         model = core.read_model(artifact.path)
@@ -238,6 +263,12 @@ def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "ope
         ) from error
     _keep_fractions(engine, model)
     return model
+
+
+def rounds_activations(model: "openvino.Model") -> bool:
+    """Whether a graph says that what its integer weights are multiplied with is rounded too."""
+    mark = list(ROUNDS_ACTIVATIONS)
+    return bool(model.has_rt_info(mark)) and str(model.get_rt_info(mark).astype(str)) != "0"
 
 
 def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:

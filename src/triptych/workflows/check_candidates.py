@@ -1,5 +1,6 @@
 """Which bundles a check looks at, on which engines, and in which class each component is judged."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": "bf16",
     "int8": "int8",
     "uint8": "int8",
+    "int4": "int4",
+    "uint4": "int4",
     **{name: name for name in PRECISIONS if name.startswith("palette")},
 }
 
@@ -99,13 +102,17 @@ def _weight_dtypes(artifact: Artifact) -> Mapping[str, int]:
 
 
 def _of_most(dtypes: Mapping[str, int], artifact: Artifact) -> Precision:
-    known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
+    known = Counter[Precision]()
+    for name, count in dtypes.items():
+        if name in _DTYPE_PRECISIONS:
+            known[_DTYPE_PRECISIONS[name]] += count
     if not known:
         raise BrokenInputError(
             f"{artifact.path}: got weights of {', '.join(dtypes) or 'no dtype'}, "
             f"want {', '.join(_DTYPE_PRECISIONS)}."
         )
-    return _DTYPE_PRECISIONS[max(known, key=lambda name: known[name])]
+    ((word, _),) = known.most_common(1)
+    return word
 
 
 def _find_bundles(path: Path) -> tuple[Bundle, ...]:
