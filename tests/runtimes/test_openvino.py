@@ -57,6 +57,7 @@ def exported(checkpoint: Path, output: Path, precision: Precision) -> Bundle:
         output=output,
         formats=["openvino"],
         settings=ExportSettings(precision=precision),
+        measure_steps=0,
     )
     return open_bundle(export_bundles(request)["openvino"])
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 import typer
 
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
+from triptych.cli.inspect import parity_lines
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
     ComponentName,
@@ -91,6 +92,15 @@ def export(
     num_jobs: Annotated[
         int, typer.Option("--num-jobs", min=1, help="Components exported at once.")
     ] = 2,
+    measure_steps: Annotated[
+        int,
+        typer.Option(
+            "--measure-steps",
+            min=0,
+            help="Steps of the run that tells what compression costs, for the manifest. 0 leaves "
+            "it out.",
+        ),
+    ] = 4,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to bundles that runtimes open.
@@ -123,6 +133,7 @@ def export(
         preview_decoder=preview_decoder,
         overwrite=overwrite,
         num_jobs=num_jobs,
+        measure_steps=measure_steps,
     )
     with progress_bars() as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
@@ -147,6 +158,8 @@ def export(
             f"{summary.path}: {len(summary.components)} components, {size_text(total)}, "
             f"at most {worst:.1e} relative L2 from PyTorch"
         )
+        for line in parity_lines(summary):
+            say(f"  {line}")
     note(f"next: {_next_command(summaries[0])}")
 
 

@@ -158,6 +158,7 @@ def _exported(ground: Ground, variation: _Variation, folder: Path) -> Bundle:
         settings=variation.settings,
         variant=ground.request.variant,
         num_jobs=1,
+        measure_steps=0,
     )
     return open_bundle(export_bundles(request)[artifact_format])
 
