@@ -7,7 +7,7 @@ import pytest
 from triptych.cli.export import ExportPrecision
 from triptych.errors import UsageError
 from triptych.exporters import exporter_names, make_exporter
-from triptych.exporters.base import ExportSettings
+from triptych.exporters.base import CoreMlSettings, ExportSettings
 from triptych.models.precisions import (
     PRECISION_TABLE,
     export_precisions,
@@ -44,7 +44,9 @@ def test_the_command_line_takes_every_word_but_palettes() -> None:
 @pytest.mark.parametrize("precision", ASKED_FOR)
 def test_an_exporter_takes_what_the_table_says(to: FormatName, precision: Precision) -> None:
     known = export_precisions(to)
-    settings = ExportSettings(precision=precision)
+    settings = ExportSettings(
+        precision=precision, coreml=CoreMlSettings(deployment_target="macOS15")
+    )
     if precision in known:
         assert make_exporter(to, settings).format == to
         return

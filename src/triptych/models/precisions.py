@@ -195,10 +195,25 @@ _COREML: Mapping[Precision, PrecisionSupport] = {
         runs_on="CPU, GPU and Neural Engine",
     ),
     "bf16": _none("Core ML has no bfloat16"),
-    "int8": _none("not written yet: --palettize-bits 8 is the nearest"),
+    "int8": PrecisionSupport(
+        exported=True,
+        stored="8 bits, a scale and a zero point a channel",
+        computed="float16, sinusoids float32",
+        library="coremltools (linear_quantize_weights)",
+        extra="export,coreml",
+        runs_on="CPU, GPU and Neural Engine; macOS 13, iOS 16 and later",
+    ),
     "int8-dynamic": _none("Core ML rounds no activations by their extremes at run time"),
     "hybrid": _none("coremltools calibrates activations only on a Mac"),
-    "int4": _none("not written yet: --palettize-bits 4 is the nearest"),
+    "int4": PrecisionSupport(
+        exported=True,
+        stored=f"4 bits, a scale for {COREML_BLOCK} weights; what no block divides as int8",
+        computed="float16, sinusoids float32",
+        library="coremltools (linear_quantize_weights)",
+        extra="export,coreml",
+        runs_on="CPU and GPU; macOS 15, iOS 18 and later",
+        remark="--deployment-target macOS15 or iOS18",
+    ),
 }
 
 PRECISION_TABLE: Mapping[FormatName, Mapping[Precision, PrecisionSupport]] = {

@@ -28,10 +28,10 @@ Nobody publishes one for integer weights. Measured on the tiny checkpoint, the w
 and text encoders; every limit leaves a factor of about 2.5. Narrow layers are the hard case, so a
 real model should be nearer.
 
-              OpenVINO           ONNX
-int8          3.9e-2 and 1.6e-2  2.4e-2 and 1.5e-2
+              OpenVINO           ONNX               Core ML
+int8          3.9e-2 and 1.6e-2  2.4e-2 and 1.5e-2  1.5e-2 and 1.7e-2
 int8-dynamic  3.5e-2 and 2.1e-2  4.0e-2 and 4.2e-2
-int4          3.3e-1 and 1.7e-1  2.0e-1 and 2.1e-1
+int4          3.3e-1 and 1.7e-1  2.0e-1 and 2.1e-1  1.5e-1 and 1.4e-1
 
 Palettes, measured likewise with coremltools' k-means: 8 bits 1.5e-2, 6 bits 7.7e-2, 4 bits 2.6e-1,
 2 bits 8.0e-1, 1 bit 1.0. An output that has nothing to do with the reference is at 1.4, so that the

@@ -14,7 +14,7 @@ from triptych.errors import BackendError, UsageError, VerificationError
 from triptych.exporters import exporter_names
 from triptych.exporters._rounded_sinusoids import round_sinusoids
 from triptych.exporters.base import CoreMlSettings, ExportSettings
-from triptych.models.precisions import export_precisions, stored_words
+from triptych.models.precisions import export_precisions, is_compressed, stored_words
 from triptych.parity.bisect import Likeness, Section, Trial
 from triptych.parity.candidate import Candidate
 from triptych.parity.component_trial import (
@@ -166,8 +166,13 @@ def _exported(ground: Ground, variation: _Variation, folder: Path) -> Bundle:
 def _variations(bundle: Bundle, component: ComponentName) -> Iterator[_Variation]:
     """The bundle's own way first, then what differs from it in one thing."""
     own = _own_settings(bundle, component)
-    # Those that store alike differ by nothing that is in the file.
-    others = (name for name in export_precisions(bundle.format) if name in stored_words(name))
+    # Those that store alike differ by nothing that is in the file; Core ML's integers need
+    # other settings besides.
+    others = (
+        name
+        for name in export_precisions(bundle.format)
+        if name in stored_words(name) and not (bundle.format == "coreml" and is_compressed(name))
+    )
     precisions = (own.precision, *others)
     for precision in dict.fromkeys(precisions):
         settings = replace(own, precision=precision)
