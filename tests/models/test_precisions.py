@@ -7,7 +7,7 @@ import pytest
 from triptych.cli.export import ExportPrecision
 from triptych.errors import UsageError
 from triptych.exporters import exporter_names, make_exporter
-from triptych.exporters.base import CoreMlSettings, ExportSettings
+from triptych.exporters.base import CalibrationSettings, CoreMlSettings, ExportSettings
 from triptych.models.precisions import (
     PRECISION_TABLE,
     export_precisions,
@@ -45,7 +45,9 @@ def test_the_command_line_takes_every_word_but_palettes() -> None:
 def test_an_exporter_takes_what_the_table_says(to: FormatName, precision: Precision) -> None:
     known = export_precisions(to)
     settings = ExportSettings(
-        precision=precision, coreml=CoreMlSettings(deployment_target="macOS15")
+        precision=precision,
+        coreml=CoreMlSettings(deployment_target="macOS15"),
+        calibration=CalibrationSettings(prompts=("a cat",)),
     )
     if precision in known:
         assert make_exporter(to, settings).format == to

@@ -84,6 +84,18 @@ def export(
             "k-means. The VAE and the preview decoder keep theirs.",
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            help="Prompts, one a line, whose runs hybrid is calibrated on: at the model's own "
+            "size, in PyTorch, 200 calls of the U-Net at most.",
+        ),
+    ] = None,
+    calibrate_steps: Annotated[
+        int, typer.Option("--calibrate-steps", min=1, help="Steps of each of those runs.")
+    ] = 20,
     preview_decoder: PreviewDecoderOption = None,
     variant: VariantOption = None,
     overwrite: Annotated[
@@ -109,6 +121,7 @@ def export(
     disagrees; then nothing is written and nothing that was there is touched.
     """
     from triptych.exporters.base import CoreMlSettings, ExportSettings
+    from triptych.workflows.calibration import read_calibration
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
 
@@ -121,6 +134,9 @@ def export(
             precision=precision,
             height_px=height_px,
             width_px=width_px,
+            calibration=None
+            if calibrate is None
+            else read_calibration(calibrate, num_inference_steps=calibrate_steps),
             coreml=CoreMlSettings(
                 attention=coreml_attention,
                 batch=cast("Literal[1, 2]", coreml_batch),

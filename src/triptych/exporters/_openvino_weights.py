@@ -82,7 +82,7 @@ def compress_weights(model: "openvino.Model", precision: Precision) -> "openvino
     that every client of OpenVINO rounds activations.
     """
     nncf = import_optional("nncf", extra="export")
-    with _silence("nncf"):
+    with quiet_nncf():
         if precision == "int4":
             return _four_bits(nncf, model)
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
@@ -118,9 +118,9 @@ def _four_bits(nncf: ModuleType, model: "openvino.Model") -> "openvino.Model":
 
 
 @contextlib.contextmanager
-def _silence(name: str) -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
     """Neither log nor print: NNCF does both, and draws progress, while it works."""
-    logger = logging.getLogger(name)
+    logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -152,7 +152,15 @@ _OPENVINO: Mapping[Precision, PrecisionSupport] = {
         extra="export",
         runs_on="CPUs with AVX2 or later",
     ),
-    "hybrid": _none("not written yet: int8-dynamic is the nearest"),
+    "hybrid": PrecisionSupport(
+        exported=True,
+        stored="as int8",
+        computed="the U-Net's convolutions and attention scores in int8; else float32",
+        library="NNCF (INT8_ASYM, then quantize)",
+        extra="export",
+        runs_on="CPUs and GPUs",
+        remark="--calibrate PROMPTS",
+    ),
     "int4": PrecisionSupport(
         exported=True,
         stored=f"matrices 4 bits, a scale and a zero point for {OPENVINO_GROUP} weights or fewer; "

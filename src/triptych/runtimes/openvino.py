@@ -107,7 +107,7 @@ class OpenVino:
             engine,
             compiled,
             self.settings.device or _DEFAULT_DEVICE,
-            rounds=rounds_activations(model),
+            rounded=rounded_activations(model),
         )
         asked = self.settings.precision
         if self.force_precision and asked is not None and execution.precision != asked:
@@ -134,7 +134,7 @@ class OpenVino:
                 f"openvino: got no device {device!r}, want one of those present: "
                 f"{', '.join(core.available_devices)}."
             )
-        config = self._config(core, device, artifact, rounds=rounds_activations(model))
+        config = self._config(core, device, artifact, rounded=rounded_activations(model))
         try:
             return core.compile_model(model, device, config)
         except RuntimeError as error:
@@ -160,7 +160,7 @@ class OpenVino:
         )
 
     def _config(
-        self, core: "openvino.Core", device: str, artifact: Artifact, *, rounds: bool
+        self, core: "openvino.Core", device: str, artifact: Artifact, *, rounded: Precision | None
     ) -> dict[str, object]:
         settings = self.settings
         supported = core.get_property(device, "SUPPORTED_PROPERTIES")
@@ -172,7 +172,7 @@ class OpenVino:
         config: dict[str, object] = {}
         if self.force_precision:
             config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
-            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and not rounds:
+            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and rounded != "int8-dynamic":
                 # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if settings.num_threads is not None:
@@ -195,10 +195,12 @@ class OpenVino:
         compiled: "openvino.CompiledModel",
         device: str,
         *,
-        rounds: bool,
+        rounded: Precision | None,
     ) -> Execution:
         group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
         nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
+        if rounded == "hybrid" and "int8-dynamic" in nodes:
+            nodes["hybrid"] = nodes.pop("int8-dynamic")
         hint = _property(compiled, "INFERENCE_PRECISION_HINT")
         ran = max(nodes, key=PRECISIONS.index) if nodes else _KINDS.get(hint, hint or "unknown")
         threads = self.settings.num_threads
@@ -207,7 +209,7 @@ class OpenVino:
             version=engine.__version__.partition("-")[0],
             device=device,
             precision=ran,
-            declared_precision=self._declared(rounds=rounds) if nodes else None,
+            declared_precision=(rounded or self.settings.precision or "fp32") if nodes else None,
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
@@ -219,9 +221,6 @@ class OpenVino:
                 "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),
             },
         )
-
-    def _declared(self, *, rounds: bool) -> Precision:
-        return "int8-dynamic" if rounds else self.settings.precision or "fp32"
 
 
 def make_runtime(settings: RuntimeSettings) -> OpenVino:
@@ -265,10 +264,13 @@ def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "ope
     return model
 
 
-def rounds_activations(model: "openvino.Model") -> bool:
-    """Whether a graph says that what its integer weights are multiplied with is rounded too."""
+def rounded_activations(model: "openvino.Model") -> Precision | None:
+    """What a graph says of activations: rounded as they come, or by a calibration; None for not."""
     mark = list(ROUNDS_ACTIVATIONS)
-    return bool(model.has_rt_info(mark)) and str(model.get_rt_info(mark).astype(str)) != "0"
+    if model.has_rt_info(mark) and str(model.get_rt_info(mark).astype(str)) != "0":
+        return "int8-dynamic"
+    calibrated = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return "hybrid" if calibrated else None
 
 
 def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:

@@ -199,8 +199,10 @@ def _own_settings(bundle: Bundle, component: ComponentName) -> ExportSettings:
     height_px, width_px = bundle.built_size_px or (None, None)
     if bundle.manifest is not None:
         coreml = msgspec.convert(dict(bundle.manifest.settings), CoreMlSettings)
+        precision = bundle.manifest.precision
         return ExportSettings(
-            precision=bundle.manifest.precision,
+            # The prompts that a hybrid was calibrated on are not known.
+            precision="int8" if precision == "hybrid" else precision,
             height_px=height_px,
             width_px=width_px,
             coreml=coreml,

@@ -20,6 +20,7 @@ from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.precisions import is_compressed
 from triptych.parity.recording import StageReporter
 from triptych.types import ComponentName, FormatName
+from triptych.workflows.calibration import num_feeds
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
 from triptych.workflows.measured_parity import MEASURE_STEPS, measure_parity
@@ -120,7 +121,13 @@ def export_bundles(
 
 def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> None:
     """Refuse what no format or component takes, rather than leave it unused."""
-    plain = ExportSettings(precision=request.settings.precision)
+    settings = request.settings
+    if settings.calibration is not None and settings.precision != "hybrid":
+        raise UsageError(
+            f"calibration: got prompts with precision {settings.precision!r}, want hybrid: no "
+            "other looks at activations. Leave --calibrate out."
+        )
+    plain = ExportSettings(precision=settings.precision, calibration=settings.calibration)
     if "coreml" not in request.formats and request.settings != plain:
         raise UsageError(
             f"formats: got {', '.join(request.formats)} with settings that only coreml has "
@@ -267,6 +274,12 @@ def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
 def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int | str]:
     """The settings that only this format has, for the manifest."""
     given = asdict(settings.coreml) if to == "coreml" else {}
+    if settings.calibration is not None:
+        given = {
+            "calibration_prompts": len(settings.calibration.prompts),
+            "calibration_steps": settings.calibration.num_inference_steps,
+            "calibration_feeds": num_feeds(settings.calibration),
+        }
     return {name: value for name, value in given.items() if value is not None}
 
 
