@@ -39,7 +39,8 @@ Precision: TypeAlias = Literal[
 weights are stored. Weights of int8, int4 and of palettes are widened before they are multiplied.
 int8-dynamic rounds what they are multiplied with to 8 bits too, by its extremes at every run;
 hybrid does so with convolutions and attention's scores, by extremes seen in a calibration. The
-number of a palette is the bits that name one of its entries. `models/precisions.py` says which format has which."""
+number of a palette is the bits that name one of its entries. `models/precisions.py` says which
+format has which."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Every precision, the most exact first."""
