@@ -55,7 +55,7 @@ def run_component(bundle: Bundle, component: ComponentName, feed: TensorMap) -> 
 
 
 def test_a_precision_that_onnx_engines_lack_is_refused() -> None:
-    with pytest.raises(UsageError, match="got precision 'bf16', want fp32 or fp16"):
+    with pytest.raises(UsageError, match="got precision 'bf16', want one of fp32, fp16, int8"):
         make_exporter("onnx", ExportSettings(precision="bf16"))
 
 

@@ -5,14 +5,19 @@ import io
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from triptych.dependencies import import_optional
+from triptych.models.precisions import ACTIVATION_GROUP, OPENVINO_GROUP, ROUNDS_ACTIVATIONS
 from triptych.models.stored_tensor import StoredTensor
 from triptych.models.weights import stream_tensors
+from triptych.types import Precision
 
 if TYPE_CHECKING:
     import openvino
+
+_SMALLEST_GROUP = 16  # below that, scales weigh more than what four bits spare
 
 
 def attach_weights(
@@ -56,21 +61,54 @@ def attach_weights(
     model.validate_nodes_and_infer_types()
 
 
-def compress_weights(model: "openvino.Model") -> "openvino.Model":
-    """Store matrices, embeddings and convolutions as 8-bit integers, one scale a channel.
+def compress_weights(model: "openvino.Model", precision: Precision) -> "openvino.Model":
+    """Store matrices, embeddings and convolutions as integers.
 
-    Nothing but weights: activations stay as they are. Source: NNCF's INT8_ASYM, which is
-    optimum-intel's `--weight-format int8`.
+    8 bits have one scale and zero point a channel: NNCF's INT8_ASYM, which is optimum-intel's
+    `--weight-format int8`. At 4 bits, groups of a matrix's weights have one each: INT4_ASYM with
+    ratio 1.0; embeddings and convolutions are left at 8. int8-dynamic marks the graph besides, so
+    that every client of OpenVINO rounds activations.
     """
     nncf = import_optional("nncf", extra="export")
-    with _silence("nncf"):
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    with quiet_nncf():
+        if precision == "int4":
+            return _four_bits(nncf, model)
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    if precision == "int8-dynamic" and _has_matrices(model):
+        model.set_rt_info(str(ACTIVATION_GROUP), list(ROUNDS_ACTIVATIONS))
+    return model
+
+
+def _has_matrices(model: "openvino.Model") -> bool:
+    """Whether there is anything whose activations the engine would round."""
+    return any(node.get_type_name() == "MatMul" for node in model.get_ops())
+
+
+def _four_bits(nncf: ModuleType, model: "openvino.Model") -> "openvino.Model":
+    """Four bits where a matrix can be cut into groups, smaller ones where it is narrow."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedCompressionParameters,
+        GroupSizeFallbackMode,
+    )
+
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        ratio=1.0,
+        group_size=OPENVINO_GROUP,
+        all_layers=False,
+        backup_mode=nncf.BackupMode.INT8_ASYM,
+        advanced_parameters=AdvancedCompressionParameters(
+            group_size_fallback_mode=GroupSizeFallbackMode.ADJUST,
+            min_adjusted_group_size=_SMALLEST_GROUP,
+        ),
+    )
 
 
 @contextlib.contextmanager
-def _silence(name: str) -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
     """Neither log nor print: NNCF does both, and draws progress, while it works."""
-    logger = logging.getLogger(name)
+    logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, BinaryIO, final
 
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
-from triptych.errors import UsageError
 from triptych.exporters._onnx_graph import check_graph, describe_graph
+from triptych.exporters._onnx_quantization import quantize_graph
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.precisions import check_export_precision, is_compressed
 from triptych.models.sdxl import SdxlConfig, component_precision
 from triptych.models.stored_tensor import StoredTensor
 from triptych.models.weights import stream_tensors
@@ -75,6 +76,9 @@ class OnnxExporter:
         _attach_weights(model, stored, dtype=dtype, data_path=path.with_name(EXTERNAL_DATA_NAME))
         path.write_bytes(model.SerializeToString())
         del model
+        if is_compressed(precision):
+            report("quantising", 0.6)
+            quantize_graph(path, precision)
         report("checking", 0.7)
         check_graph(path)
 
@@ -97,8 +101,7 @@ def make_exporter(settings: ExportSettings) -> OnnxExporter:
     Raises:
         UsageError: a precision that ONNX engines do not compute in.
     """
-    if settings.precision not in ("fp32", "fp16"):
-        raise UsageError(f"onnx: got precision {settings.precision!r}, want fp32 or fp16.")
+    check_export_precision("onnx", settings.precision)
     return OnnxExporter(settings=settings)
 
 

@@ -69,6 +69,7 @@ class Probe:
         devices: what it can run on here, in its own words.
         precision: what float32 models are really computed in by default, by device.
         remedy: what to install, where something is missing.
+        arithmetic: what each device has circuits for, in the engine's words, where it tells.
     """
 
     runtime: str
@@ -77,6 +78,7 @@ class Probe:
     devices: tuple[str, ...]
     precision: Mapping[str, str]
     remedy: str
+    arithmetic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def absent_probe(runtime: str, reason: MissingDependencyError) -> Probe:

@@ -97,8 +97,10 @@ class Pytorch:
             )
         if self.settings.cache_dir is not None:
             raise UsageError("pytorch: got --cache-dir, but it keeps no cache. Leave it out.")
-        if self.settings.precision == "int8":
-            raise UsageError("pytorch: got precision int8, want fp32, fp16 or bf16.")
+        if self.settings.precision not in (None, *_DTYPES):
+            raise UsageError(
+                f"pytorch: got precision {self.settings.precision}, want {', '.join(_DTYPES)}."
+            )
         checkpoint = artifact.checkpoint
         if checkpoint is None:
             raise BackendError(
