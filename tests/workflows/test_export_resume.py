@@ -1,4 +1,4 @@
-"""A failure loses nothing that was finished, an interrupt leaves nothing, a full disk is foretold."""
+"""A failure loses nothing finished, an interrupt leaves nothing, a full disk is foretold."""
 
 import os
 import shutil
