@@ -136,6 +136,14 @@ def export(
             help="Components exported at once: 1 where one is large, else 2, if left out.",
         ),
     ] = None,
+    weights_in_place: Annotated[
+        bool,
+        typer.Option(
+            "--weights-in-place",
+            help="ONNX: link the checkpoint's safetensors instead of copying weights out of them. "
+            "On the checkpoint's filesystem, in its own precision.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from what the same export, which failed, finished."),
@@ -181,6 +189,7 @@ def export(
             precision=precision,
             height_px=height_px,
             width_px=width_px,
+            weights_in_place=weights_in_place,
             calibration=None
             if calibrate is None
             else read_calibration(calibrate, num_inference_steps=calibrate_steps),

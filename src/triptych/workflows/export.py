@@ -14,7 +14,7 @@ from triptych.bundle.manifest import SCHEMA_VERSION, ComponentRecord, Manifest, 
 from triptych.bundle.store import record_files, replace_folder
 from triptych.errors import TriptychError, UsageError
 from triptych.exporters import exporter_names, make_exporter
-from triptych.exporters.base import ExportSettings
+from triptych.exporters.base import CoreMlSettings, ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.composition import Source
 from triptych.models.hub import model_name
@@ -155,7 +155,12 @@ def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> 
             f"calibration: got prompts with precision {settings.precision!r}, want hybrid: no "
             "other looks at activations. Leave --calibrate out."
         )
-    plain = ExportSettings(precision=settings.precision, calibration=settings.calibration)
+    if settings.weights_in_place and set(request.formats) != {"onnx"}:
+        raise UsageError(
+            f"formats: got {', '.join(request.formats)} with weights in place, want onnx alone: "
+            "others have files of their own kind. Leave --weights-in-place out."
+        )
+    plain = replace(settings, height_px=None, width_px=None, coreml=CoreMlSettings())
     if "coreml" not in request.formats and request.settings != plain:
         raise UsageError(
             f"formats: got {', '.join(request.formats)} with settings that only coreml has "

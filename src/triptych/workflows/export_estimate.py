@@ -12,6 +12,7 @@ from triptych.exporters import make_exporter
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import component_precision
+from triptych.models.stored_tensor import DTYPE_BYTES
 from triptych.types import ComponentName, FormatName, Precision
 
 _STORED_BITS: Mapping[Precision, float] = {
@@ -80,6 +81,8 @@ def estimate_export(
         for name, count in counts.items():
             stored = exporter.precision_of(name, checkpoint.config)
             size = count * _STORED_BITS[stored] / 8
+            if settings.weights_in_place and stored in _CHECKPOINT_DTYPES:
+                size = _bytes_elsewhere(checkpoint, name, _CHECKPOINT_DTYPES[stored])
             disk += size
             converted = _scratch_bytes(checkpoint, name, to=to, stored=stored)
             copied = size if to == "coreml" else 0  # coremltools writes a copy of its own first
@@ -121,11 +124,15 @@ def _scratch_bytes(
     if to == "onnx":
         return 0
     half = to == "openvino" and component_precision(component, checkpoint.config, stored) == "fp16"
-    wanted = _CHECKPOINT_DTYPES["fp16" if half else "fp32"]
+    return _bytes_elsewhere(checkpoint, component, "F16" if half else "F32")
+
+
+def _bytes_elsewhere(checkpoint: Checkpoint, component: ComponentName, dtype: str) -> int:
+    """Of the weights that do not lie in the checkpoint in a dtype as they are."""
     return sum(
-        math.prod(tensor.shape) * (2 if half else 4)
+        math.prod(tensor.shape) * DTYPE_BYTES[dtype]
         for tensor in checkpoint.stored_tensors(component).values()
-        if tensor.dtype != wanted or not tensor.is_plain
+        if tensor.dtype != dtype or not tensor.is_plain
     )
 
 
