@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types layers fmt changelog sizes bench-sampler bench-generate ci clean
+.PHONY: demo test lint types layers fmt changelog sizes bench-sampler bench-generate bench-export ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
@@ -41,6 +41,10 @@ bench-sampler: $(INSTALLED)
 # What making a dataset spares, and costs.
 bench-generate: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generate.py
+
+# What exporting a full-size model takes, beside optimum-cli and coremltools: an hour, 40 GB of disk.
+bench-export: $(INSTALLED)
+	$(BIN)/python benchmarks/export.py
 
 ci: lint types layers test
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from triptych.models import mapped
+from triptych.models.checkpoint import open_checkpoint
 from triptych.models.mapped import kept_on_disk, widen_on_use
+from triptych.models.modules import load_module
 from triptych.models.stored_tensor import StoredTensor
 
 STORED = {
@@ -68,3 +70,14 @@ def test_a_layer_that_fails_forgets_its_wide_weights(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError):
         layer(torch.zeros(4, 5))
     assert layer.weight.dtype == torch.float16
+
+
+def test_a_component_is_converted_on_the_disk(checkpoint: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    mapped_module = load_module(opened, "vae_decoder", dtype=torch.float16, scratch=tmp_path)
+    module = load_module(opened, "vae_decoder", dtype=torch.float16)
+    for (name, found), expected in zip(
+        mapped_module.state_dict().items(), module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+    assert not list(tmp_path.iterdir())
