@@ -228,6 +228,31 @@ def test_a_preview_decoder_from_elsewhere_wins(preview_checkpoint: Path, tmp_pat
     assert_same(weights_of(opened, "preview_decoder"), weights_of(made, "preview_decoder"))
 
 
+def test_a_file_inside_another_source_s_folder_keeps_its_own_name(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    vae = Path(shutil.copy(other / VAE_FILE, base / "fixed.safetensors"))
+    made = compose_checkpoint(ComposeRequest(checkpoint=base, vae=vae), tmp_path / "made")
+    assert made.composition is not None
+    first, second = made.composition.sources
+    assert set(second.sha256) == {"fixed.safetensors"}
+    assert not set(first.sha256) & {"base/fixed.safetensors", "fixed.safetensors"}
+
+
+def test_two_files_of_one_name_are_told_apart(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    base = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    vae = write_single_file(other, tmp_path / "elsewhere" / "model.safetensors")
+    request = ComposeRequest(checkpoint=base, config=checkpoint, vae=vae)
+    made = compose_checkpoint(request, tmp_path / "made")
+    assert made.composition is not None
+    labels = [set(source.sha256) for source in made.composition.sources]
+    assert labels == [{"model.safetensors"}, set(), {"model.safetensors (2)"}]
+
+
 # A single file
 
 

@@ -40,9 +40,8 @@ def _print_summary(summary: "Summary") -> None:
 
     console = stdout()
     precision = f", exported as {summary.precision}" if summary.precision else ""
-    say(
-        f"{summary.path}: SDXL {summary.kind}, {summary.format} format, {summary.origin}{precision}"
-    )
+    kind = f"{summary.kind} {summary.distilled}" if summary.distilled else summary.kind
+    say(f"{summary.path}: SDXL {kind}, {summary.format} format, {summary.origin}{precision}")
     table = Table()
     for heading in ("component", "parameters", "weights", "size", "inputs and outputs", "verified"):
         table.add_column(heading)

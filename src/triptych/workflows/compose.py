@@ -22,7 +22,7 @@ from triptych.models.composition import (
 )
 from triptych.models.configs import read_json, setting
 from triptych.models.lora import apply_lora, lora_file
-from triptych.models.textual_inversion import read_textual_inversion
+from triptych.models.textual_inversion import LEARNED_EMBEDS, read_textual_inversion
 from triptych.models.vae_source import read_vae
 from triptych.workflows.compose_base import Networks, Part, Place, find_place, lay_out
 from triptych.workflows.compose_tokens import add_token
@@ -48,7 +48,7 @@ class NamedInversion:
     """A textual inversion to add.
 
     Attributes:
-        path: a safetensors file.
+        path: a safetensors file, or a folder with learned_embeds.safetensors.
         token: what prompts call it; None takes the name in the file, or the file's own.
     """
 
@@ -82,8 +82,9 @@ class ComposeRequest:
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        parts = (self.vae, self.loras, self.textual_inversions, self.config, self.download)
-        return not any(parts) and not self.checkpoint.is_file()
+        parts = (self.vae, self.loras, self.textual_inversions, self.config)
+        is_here = self.checkpoint.is_dir() or not self.download
+        return is_here and not any(parts) and not self.checkpoint.is_file()
 
 
 def compose_checkpoint(
@@ -184,7 +185,8 @@ def _add_inversion(
 ) -> Part:
     """Add a token to the tokenizers and text encoders that it has vectors for."""
     place = _place(request, inversion.path)
-    found = read_textual_inversion(place.path, networks, token=inversion.token)
+    file = place.path / LEARNED_EMBEDS if place.path.is_dir() else place.path
+    found = read_textual_inversion(file, networks, token=inversion.token)
     for network, vectors in found.vectors.items():
         add_token(found.token, vectors, network=network, folder=folder, networks=networks)
     source = Source(role="textual_inversion", name=place.name, token=found.token)
@@ -205,7 +207,7 @@ def _composition(parts: Sequence[Part], networks: Networks) -> Composition:
     labels: set[str] = set()
     sources = []
     for part in parts:
-        owned = [path for path in used if part.root in (path, *path.parents)]
+        owned = [path for path in used if _owner(path, parts) == part.root]
         for path in owned:
             if path not in files:
                 label = _new_label(part, path, labels)
@@ -214,6 +216,12 @@ def _composition(parts: Sequence[Part], networks: Networks) -> Composition:
         hashes = {files[path].label: files[path].sha256 for path in owned}
         sources.append(replace(part.source, sha256=hashes))
     return Composition(sources=tuple(sources), files=tuple(files.values()), networks=networks)
+
+
+def _owner(path: Path, parts: Sequence[Part]) -> Path:
+    """The innermost root that a file lies in: a LoRA may lie in a checkpoint's folder."""
+    around = [part.root for part in parts if part.root in (path, *path.parents)]
+    return max(around, key=lambda root: len(root.parts))
 
 
 def _new_label(part: Part, path: Path, labels: set[str]) -> str:
