@@ -22,11 +22,25 @@ FormatName: TypeAlias = Literal["diffusers", "onnx", "openvino", "coreml"]
 """How an artifact is stored: a diffusers checkpoint itself, or what an exporter wrote."""
 
 Precision: TypeAlias = Literal[
-    "fp32", "fp16", "palette8", "bf16", "int8", "palette6", "palette4", "palette2", "palette1"
+    "fp32",
+    "fp16",
+    "palette8",
+    "bf16",
+    "int8",
+    "int8-dynamic",
+    "palette6",
+    "hybrid",
+    "palette4",
+    "int4",
+    "palette2",
+    "palette1",
 ]
 """The arithmetic a component is declared, or was seen, to run in; of an export, also how its
-weights are stored. Weights of int8 and of palettes are widened before they are multiplied; the
-number of a palette is the bits that name one of its entries."""
+weights are stored. Weights of int8, int4 and of palettes are widened before they are multiplied.
+int8-dynamic rounds what they are multiplied with to 8 bits too, by its extremes at every run;
+hybrid does so with convolutions and attention's scores, by extremes seen in a calibration. The
+number of a palette is the bits that name one of its entries. `models/precisions.py` says which
+format has which."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Every precision, the most exact first."""

@@ -61,6 +61,28 @@ sources = st.fixed_dictionaries(
         "token": st.none() | text,
     }
 )
+distances = st.fixed_dictionaries({"rel_l2": numbers, "psnr_db": st.none() | numbers})
+measured = st.fixed_dictionaries(
+    {
+        "engine": text,
+        "engine_version": text,
+        "reference": text,
+        "prompts": st.lists(text, max_size=2),
+        "num_inference_steps": counts,
+        "guidance_scale": numbers,
+        "seeds": st.lists(counts, max_size=2),
+        "height_px": counts,
+        "width_px": counts,
+        "components": st.dictionaries(
+            st.sampled_from(get_args(ComponentName)), distances, max_size=2
+        ),
+        "trajectory": st.none() | distances,
+        "worst_step": st.none() | counts,
+        "worst_step_rel_l2": st.none() | numbers,
+        "image": st.none() | distances,
+        "image_ssim": st.none() | numbers,
+    }
+)
 files = st.fixed_dictionaries({"path": text, "sha256": text, "size_bytes": counts})
 fields_of_a_manifest = st.fixed_dictionaries(
     {
@@ -74,6 +96,7 @@ fields_of_a_manifest = st.fixed_dictionaries(
         "files": st.lists(files, max_size=2),
         "settings": st.dictionaries(text, counts | text, max_size=2),
         "sources": st.lists(sources, max_size=2),
+        "parity": st.none() | measured,
     }
 )
 one_folder = settings(
@@ -88,6 +111,17 @@ def test_what_was_written_is_read(fields: dict[str, object], tmp_path: Path) -> 
     write_manifest(manifest, tmp_path)
     assert read_manifest(tmp_path) == manifest
     assert json.loads((tmp_path / MANIFEST_NAME).read_text(encoding="utf-8")) == fields
+
+
+def test_a_manifest_from_before_parity_was_measured_is_read(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    write_manifest(manifest, tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document.pop("parity") is None
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert read_manifest(tmp_path) == manifest
 
 
 def test_it_is_indented_and_ends_in_a_newline(manifest: Manifest, tmp_path: Path) -> None:

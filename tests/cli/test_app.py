@@ -14,6 +14,7 @@ COMMANDS = (
     "check",
     "compare",
     "inspect",
+    "precisions",
     "doctor",
     "tiny-checkpoint",
     "demo",

@@ -99,7 +99,10 @@ def test_a_check_of_the_program_passes_anywhere(coreml_folder: Path, checkpoint:
         (("--to", "openvino", "--height-px", "64"), "settings that only coreml has"),
         (("--to", "coreml", "--palettize-bits", "3"), "want one of None, 1, 2, 4, 6, 8"),
         (("--to", "coreml", "--width-px", "60"), "want a positive multiple of 8"),
-        (("--to", "coreml", "--precision", "int8"), "got precision 'int8', want one of fp32, fp16"),
+        (
+            ("--to", "coreml", "--precision", "int8-dynamic"),
+            "got precision 'int8-dynamic', want one of fp32, fp16",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(

@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from triptych.bundle.bundle import Artifact, Bundle, make_artifact, open_bundle
 from triptych.bundle.layouts import artifact_paths
-from triptych.errors import BundleError, UsageError
+from triptych.errors import BundleError, UsageError, VerificationError
 from triptych.exporters import _coreml_convert, make_exporter
 from triptych.exporters._coreml_convert import convert_module
-from triptych.exporters._coreml_packages import save_packages
+from triptych.exporters._coreml_packages import quantize, save_packages
 from triptych.exporters._coreml_passes import make_pipeline
 from triptych.exporters.base import CoreMlSettings, ExportSettings
 from triptych.exporters.coreml import built_ports
@@ -38,7 +38,8 @@ from triptych.sampling.conditioning import Conditioning
 from triptych.sampling.guidance import split_halves
 from triptych.sampling.pipeline import prepare
 from triptych.tensors import TensorSpec
-from triptych.types import Array, ComponentName, Precision
+from triptych.types import Array, ComponentName, DeploymentTarget, Precision
+from triptych.workflows.export_process import ExportJob, export_component
 
 PREFIX = "Stable_Diffusion_version_tiny_"
 
@@ -72,7 +73,6 @@ def half_unet(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Art
     ("settings", "told"),
     [
         (ExportSettings(precision="bf16"), "got precision 'bf16', want one of fp32, fp16"),
-        (ExportSettings(precision="int8"), "got precision 'int8', want one of fp32, fp16"),
         (ExportSettings(height_px=100), "got height_px 100, want a positive multiple of 8"),
         (ExportSettings(width_px=0), "got width_px 0"),
     ],
@@ -350,3 +350,65 @@ def test_an_empty_package_is_not_described(tmp_path: Path) -> None:
     package.mkdir()
     with pytest.raises(BundleError, match="want the manifest of a package"):
         make_exporter("coreml").describe(package)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "target", "share"), [("int8", "macOS13", "int8"), ("int4", "macOS15", "int4")]
+)
+def test_integers_are_coremltools_own(
+    precision: Precision, target: DeploymentTarget, share: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = ExportSettings(precision=precision, coreml=CoreMlSettings(deployment_target=target))
+    artifact = export(checkpoint, "text_encoder", tmp_path, settings)
+    facts = make_exporter("coreml").describe(artifact.path)
+    assert facts.weight_dtypes[share] > 24_000
+    assert facts.weight_dtypes["int8"] > 28_000  # the embedding, at 4 bits too
+    assert facts.weight_dtypes["float16"] < 0.2 * facts.num_parameters
+
+    unpacked = tmp_path / "unpacked.mlpackage"
+    model = coremltools.models.MLModel(str(artifact.path), skip_model_load=True)
+    compression.decompress_weights(model).save(str(unpacked))
+    ids = {"input_ids": np.arange(77, dtype=np.float32)[np.newaxis]}
+    packed_result = run(open_program(artifact.path), ids)
+    for name, value in run(open_program(unpacked), ids).items():
+        assert np.array_equal(packed_result[name], value), name
+
+
+@pytest.mark.slow
+def test_four_bits_that_are_called_eight_are_found_before_the_bundle_is_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "triptych.exporters.coreml.quantize", lambda model, _: quantize(model, "int4")
+    )
+    job = ExportJob(
+        checkpoint=str(checkpoint),
+        variant=None,
+        component="text_encoder",
+        format="coreml",
+        settings=ExportSettings(
+            precision="int8", coreml=CoreMlSettings(deployment_target="macOS15")
+        ),
+        bundle=str(tmp_path),
+    )
+    with pytest.raises(VerificationError, match="want at most 1e-01 for int8"):
+        export_component(job, report=lambda *_: None)
+
+
+def test_blocks_of_four_bits_need_a_system_that_has_them() -> None:
+    with pytest.raises(UsageError, match=r"for macOS13, want one of macOS15, iOS18"):
+        make_exporter("coreml", ExportSettings(precision="int4"))
+
+
+def test_integers_and_palettes_exclude_each_other() -> None:
+    settings = ExportSettings(precision="int8", coreml=CoreMlSettings(palette_bits=6))
+    with pytest.raises(UsageError, match="an integer or an index"):
+        make_exporter("coreml", settings)
+
+
+def test_a_vae_that_overflows_keeps_its_weights(checkpoint: Path) -> None:
+    config = open_checkpoint(checkpoint).config
+    exporter = make_exporter("coreml", ExportSettings(precision="int8"))
+    assert exporter.precision_of("vae_decoder", config) == "fp32"
+    assert exporter.precision_of("unet", config) == "int8"

@@ -13,8 +13,9 @@ from triptych.bundle.bundle import Artifact, Bundle
 from triptych.errors import BundleError, UsageError
 from triptych.exporters import make_exporter
 from triptych.exporters import onnx as exporter_module
+from triptych.exporters._onnx_trace import OPSET
 from triptych.exporters.base import ExportSettings
-from triptych.exporters.onnx import EXTERNAL_DATA_NAME, OPSET
+from triptych.exporters.onnx import EXTERNAL_DATA_NAME
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.feeds import unet_feed
 from triptych.models.sdxl import COMPONENTS
@@ -54,7 +55,7 @@ def run_component(bundle: Bundle, component: ComponentName, feed: TensorMap) -> 
 
 
 def test_a_precision_that_onnx_engines_lack_is_refused() -> None:
-    with pytest.raises(UsageError, match="got precision 'bf16', want fp32 or fp16"):
+    with pytest.raises(UsageError, match="got precision 'bf16', want one of fp32, fp16, int8"):
         make_exporter("onnx", ExportSettings(precision="bf16"))
 
 

@@ -20,6 +20,7 @@ from triptych.exporters.base import ArtifactFacts, ExportSettings
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.feeds import unet_feed
 from triptych.models.modules import load_module
+from triptych.models.precisions import ACTIVATION_GROUP, ROUNDS_ACTIVATIONS
 from triptych.models.sdxl import component_spec
 from triptych.models.tokenizer import load_tokenizer
 from triptych.parity.metrics import rel_l2
@@ -59,6 +60,9 @@ def export_component(
 
 def describe(path: Path) -> ArtifactFacts:
     return make_exporter("openvino").describe(path)
+
+
+FROM_EXACT: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 
 
 def read_model(path: Path) -> "openvino.Model":
@@ -205,12 +209,42 @@ def test_int8_compresses_every_matrix_of_the_unet(export: Export) -> None:
     assert dtypes["uint8"] > 40 * dtypes["float32"]  # what is left are biases and norms
 
 
+def test_int4_stores_matrices_in_four_bits_and_the_rest_in_eight(export: Export) -> None:
+    path = export("unet", "int4")
+    dtypes = describe(path).weight_dtypes
+    assert set(dtypes) == {"float32", "uint4", "uint8"}
+    assert dtypes["uint4"] > 20 * dtypes["float32"]
+    matrices = {
+        node.get_friendly_name(): node.get_element_type().get_type_name()
+        for node in read_model(path).get_ops()
+        if node.get_type_name() == "Constant" and node.get_friendly_name().endswith("to_q.weight")
+    }
+    assert set(matrices.values()) == {"u4"}
+    assert sum(dtypes.values()) == describe(export("unet", "fp32")).num_parameters
+
+
+def test_int4_is_smaller_than_int8_and_that_than_float32(export: Export) -> None:
+    sizes = [
+        export("text_encoder_2", precision).with_suffix(".bin").stat().st_size
+        for precision in FROM_EXACT
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.5 * sizes[0]
+
+
+def test_only_int8_dynamic_tells_openvino_to_round_activations(export: Export) -> None:
+    mark = list(ROUNDS_ACTIVATIONS)
+    assert not read_model(export("text_encoder", "int8")).has_rt_info(mark)
+    marked = read_model(export("text_encoder", "int8-dynamic"))
+    assert int(marked.get_rt_info(mark).astype(str)) == ACTIVATION_GROUP
+
+
 def test_int8_leaves_a_vae_that_overflows_alone(export: Export) -> None:
     assert set(describe(export("vae_decoder", "int8")).weight_dtypes) == {"float32"}
 
 
 def test_bf16_is_no_way_to_store_weights() -> None:
-    with pytest.raises(UsageError, match="want fp32, fp16 or int8"):
+    with pytest.raises(UsageError, match=r"want one of fp32, fp16, int8.* sample --precision bf16"):
         make_exporter("openvino", ExportSettings(precision="bf16"))
 
 

@@ -10,7 +10,7 @@ from triptych.models.checkpoint import open_checkpoint
 from triptych.models.lora import apply_lora, lora_file
 from triptych.models.lora_names import module_key
 from triptych.models.stored_tensor import StoredTensor
-from triptych.models.weights import read_tensors
+from triptych.models.weights import read_tensor
 
 Networks = Mapping[str, Mapping[str, StoredTensor]]
 
@@ -48,8 +48,8 @@ def refusal(networks: Networks, folder: Path, tensors: dict[str, torch.Tensor]) 
 
 
 def difference(networks: Networks, other: Networks, name: str) -> torch.Tensor:
-    before = read_tensors({"it": networks["unet"][name]})["it"]
-    return read_tensors({"it": other["unet"][name]})["it"] - before
+    before = read_tensor(networks["unet"][name])
+    return read_tensor(other["unet"][name]) - before
 
 
 def test_only_the_named_weight_is_changed(networks: Networks, tmp_path: Path) -> None:

@@ -765,6 +765,7 @@ def test_int8_that_the_manifest_calls_fp16_is_found_by_the_audit(
         components=["text_encoder"],
         settings=ExportSettings(precision="int8"),
         num_jobs=1,
+        measure_steps=0,
     )
     folder = export_bundles(request)["openvino"]
     manifest = json.loads((folder / "triptych.json").read_text(encoding="utf-8"))

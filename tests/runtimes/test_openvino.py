@@ -22,7 +22,7 @@ from triptych.runtimes import make_runtime, runtimes_for
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.checked import open_session
 from triptych.runtimes.openvino import OpenVino
-from triptych.types import Array, ComponentName
+from triptych.types import Array, ComponentName, Precision
 from triptych.workflows.check_candidates import declared_precisions
 from triptych.workflows.doctor import diagnose
 from triptych.workflows.export import ExportRequest, export_bundles
@@ -43,12 +43,21 @@ def recording(checkpoint_bundle: Bundle) -> Recording:
 
 @pytest.fixture(scope="module")
 def int8_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    output = tmp_path_factory.mktemp("int8")
+    return exported(checkpoint, tmp_path_factory.mktemp("int8"), "int8")
+
+
+@pytest.fixture(scope="module")
+def dynamic_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return exported(checkpoint, tmp_path_factory.mktemp("dynamic"), "int8-dynamic")
+
+
+def exported(checkpoint: Path, output: Path, precision: Precision) -> Bundle:
     request = ExportRequest(
         checkpoint=checkpoint,
         output=output,
         formats=["openvino"],
-        settings=ExportSettings(precision="int8"),
+        settings=ExportSettings(precision=precision),
+        measure_steps=0,
     )
     return open_bundle(export_bundles(request)["openvino"])
 
@@ -143,10 +152,37 @@ def test_int8_weights_pass_in_their_class_and_are_reported(
 def test_activations_beside_int8_weights_are_rounded_only_by_default(int8_bundle: Bundle) -> None:
     left = OpenVino(settings=RuntimeSettings(), force_precision=False)
     with open_session(left, int8_bundle, "unet") as unet:
-        assert unet.execution.precision == "int8"
+        assert unet.execution.precision == "int8-dynamic"
     with open_session(make_runtime("openvino"), int8_bundle, "unet") as unet:
         assert unet.execution.precision == "fp32"
         assert unet.execution.details["dynamic_quantization_group_size"] == "0"
+
+
+def test_activations_are_rounded_where_the_bundle_says_so(
+    recording: Recording, dynamic_bundle: Bundle
+) -> None:
+    """Weights of int8-dynamic are those of int8; what differs is what they are multiplied with."""
+    report = run_check(recording, dynamic_bundle, make_runtime("openvino"))
+    assert report.verdict == "passed"
+    cases = {row.component: row.case for row in rows_of(report, "precision")}
+    assert cases["unet"] == "declared int8-dynamic, ran int8-dynamic"
+    assert cases["vae_decoder"] == "declared fp32, ran fp32"
+    assert {row.precision for row in rows_of(report, "component") if row.component == "unet"} == {
+        "int8-dynamic"
+    }
+
+
+def test_a_bundle_that_rounds_nothing_it_should_fails_the_check(
+    recording: Recording, dynamic_bundle: Bundle
+) -> None:
+    """The fault: an engine, or a switch, that leaves activations in float32 after all."""
+    runtime = OpenVino(
+        settings=RuntimeSettings(), properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    )
+    report = run_check(recording, dynamic_bundle, runtime)
+    assert report.verdict == "failed"
+    failed = {row.reason for row in rows_of(report, "precision") if row.verdict == "failed"}
+    assert failed == {"declared int8-dynamic, ran fp32"}
 
 
 @pytest.mark.skipif("FP16" in CAPABILITIES, reason="this processor computes in float16")
@@ -158,7 +194,7 @@ def test_a_precision_the_device_replaces_is_an_error(openvino_bundle: Bundle) ->
 
 def test_int8_is_nothing_to_compute_in(openvino_bundle: Bundle) -> None:
     runtime = make_runtime("openvino", RuntimeSettings(precision="int8"))
-    with pytest.raises(UsageError, match="how an export stores weights"):
+    with pytest.raises(UsageError, match="int8 is how an export stores weights"):
         runtime.open(openvino_bundle.artifact("text_encoder"))
 
 

@@ -307,6 +307,7 @@ def test_activations_beside_int8_weights_are_told_apart(checkpoint: Path, tmp_pa
         components=["text_encoder"],
         settings=ExportSettings(precision="int8"),
         num_jobs=1,
+        measure_steps=0,
     )
     bundle = export_bundles(request)["openvino"]
     section = only_section(bisected("precision", bundle, checkpoint, component="text_encoder"))
@@ -367,6 +368,7 @@ def test_a_sinusoid_in_fp16_is_named(
         "fp16": "other",
         "fp32": "other",
         "int8": "other",
+        "int4": "other",
     }
     assert section.conclusion == "the bundle's error is that of: fp16 with the sinusoid in fp16"
 

@@ -157,7 +157,7 @@ def test_precision_that_the_format_does_not_compute_in(checkpoint: Path, tmp_pat
         formats=["onnx"],
         settings=ExportSettings(precision="bf16"),
     )
-    with pytest.raises(UsageError, match="got precision 'bf16', want fp32 or fp16"):
+    with pytest.raises(UsageError, match="got precision 'bf16', want one of fp32, fp16"):
         export_bundles(request)
     assert not (tmp_path / "out").exists()
 

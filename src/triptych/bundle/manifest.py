@@ -103,6 +103,61 @@ class ComponentRecord:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """How far from PyTorch, the worst case of what was compared.
+
+    Attributes:
+        rel_l2: relative L2.
+        psnr_db: decibels, peak max|expected|; of an image, the span of its values. None where
+            nothing differed.
+    """
+
+    rel_l2: float
+    psnr_db: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredParity:
+    """What compression costs, measured when the bundle was made: `triptych check` gives the same.
+
+    Attributes:
+        engine: what ran the bundle.
+        engine_version: its version.
+        reference: what ran the checkpoint, in float32, with its version.
+        prompts: of the run.
+        num_inference_steps: of the run.
+        guidance_scale: of the run.
+        seeds: of its noise.
+        height_px: of its picture.
+        width_px: of its picture.
+        components: each alone, on feeds of the reference's run and others.
+        trajectory: the latents after the bundle's own run; None where it is not whole.
+        worst_step: the step after which they were furthest.
+        worst_step_rel_l2: how far that was.
+        image: its picture.
+        image_ssim: structural similarity of the picture, 1 for equal ones.
+    """
+
+    engine: str
+    engine_version: str
+    reference: str
+    prompts: tuple[str, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]
+    height_px: int
+    width_px: int
+    components: Mapping[ComponentName, Distance]
+    trajectory: Distance | None = None
+    worst_step: int | None = None
+    worst_step_rel_l2: float | None = None
+    image: Distance | None = None
+    image_ssim: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The whole manifest.
 
@@ -117,6 +172,7 @@ class Manifest:
         files: every file but the manifest.
         settings: the exporter's other settings, by name.
         sources: what its checkpoint was composed of, the checkpoint itself first.
+        parity: what compression costs, where weights were compressed and that was measured.
     """
 
     schema_version: int
@@ -129,6 +185,7 @@ class Manifest:
     files: tuple[FileRecord, ...]
     settings: Mapping[str, int | str] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
+    parity: MeasuredParity | None = None
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

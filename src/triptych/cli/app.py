@@ -18,6 +18,7 @@ from triptych.cli.export import export
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 from triptych.cli.locate import locate
+from triptych.cli.precisions import precisions
 from triptych.cli.record import record
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
@@ -44,6 +45,7 @@ for command in (
     locate,
     bisect,
     inspect,
+    precisions,
     doctor,
     tiny_checkpoint,
     demo,

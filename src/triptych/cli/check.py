@@ -55,7 +55,7 @@ def check(
         ),
     ] = None,
     judged_as: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16", "int8"],
+        Literal["auto", "fp32", "fp16", "bf16", "int8", "int8-dynamic", "hybrid", "int4"],
         typer.Option("--class", help="Judge in this class instead of what the bundle declares."),
     ] = "auto",
     budget: Annotated[

@@ -16,6 +16,7 @@ from triptych.cli.compose_options import (
     parse_loras,
 )
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
+from triptych.cli.inspect import parity_lines
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
 from triptych.types import (
     ComponentName,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from triptych.workflows.inspect import Summary
 
-ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+ExportPrecision: TypeAlias = Literal[
+    "fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic", "hybrid"
+]
 
 
 def export(
@@ -55,8 +58,8 @@ def export(
         ExportPrecision,
         typer.Option(
             "--precision",
-            help="Of weights and, in ONNX and Core ML, of arithmetic. int8 is for OpenVINO, of "
-            "weights alone. A VAE with force_upcast stays fp32.",
+            help="Of weights and, where that is possible, of arithmetic: triptych precisions says "
+            "what each is in each format. A VAE with force_upcast stays fp32.",
         ),
     ] = "fp32",
     height_px: Annotated[
@@ -97,6 +100,18 @@ def export(
             "k-means. The VAE and the preview decoder keep theirs.",
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            help="Prompts, one a line, whose runs hybrid is calibrated on: at the model's own "
+            "size, in PyTorch, 200 calls of the U-Net at most.",
+        ),
+    ] = None,
+    calibrate_steps: Annotated[
+        int, typer.Option("--calibrate-steps", min=1, help="Steps of each of those runs.")
+    ] = 20,
     preview_decoder: PreviewDecoderOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
@@ -110,6 +125,15 @@ def export(
     num_jobs: Annotated[
         int, typer.Option("--num-jobs", min=1, help="Components exported at once.")
     ] = 2,
+    measure_steps: Annotated[
+        int,
+        typer.Option(
+            "--measure-steps",
+            min=0,
+            help="Steps of the run that tells what compression costs, for the manifest. 0 leaves "
+            "it out.",
+        ),
+    ] = 4,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to bundles that runtimes open.
@@ -118,6 +142,7 @@ def export(
     disagrees; then nothing is written and nothing that was there is touched.
     """
     from triptych.exporters.base import CoreMlSettings, ExportSettings
+    from triptych.workflows.calibration import read_calibration
     from triptych.workflows.compose import ComposeRequest, composed
     from triptych.workflows.export import ExportRequest, export_bundles
     from triptych.workflows.inspect import inspect_path
@@ -140,6 +165,9 @@ def export(
             precision=precision,
             height_px=height_px,
             width_px=width_px,
+            calibration=None
+            if calibrate is None
+            else read_calibration(calibrate, num_inference_steps=calibrate_steps),
             coreml=CoreMlSettings(
                 attention=coreml_attention,
                 batch=cast("Literal[1, 2]", coreml_batch),
@@ -152,6 +180,7 @@ def export(
         preview_decoder=preview_decoder,
         overwrite=overwrite,
         num_jobs=num_jobs,
+        measure_steps=measure_steps,
     )
     with progress_bars() as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
@@ -178,6 +207,8 @@ def export(
             f"{summary.path}: {len(summary.components)} components, {size_text(total)}, "
             f"at most {worst:.1e} relative L2 from PyTorch"
         )
+        for line in parity_lines(summary):
+            say(f"  {line}")
     note(f"next: {_next_command(summaries[0])}")
 
 

@@ -13,7 +13,8 @@ from triptych.dependencies import quiet_coremltools
 from triptych.exporters.base import ArtifactFacts
 from triptych.mil.facts import fed_inputs, weight_dtypes
 from triptych.mil.reading import read_program
-from triptych.types import PaletteBits
+from triptych.models.precisions import COREML_BLOCK
+from triptych.types import PaletteBits, Precision
 
 if TYPE_CHECKING:
     import coremltools
@@ -44,6 +45,32 @@ def palettize(
     # scikit-learn warns of layers with fewer distinct weights than the palette has entries.
     with quiet_coremltools():
         return palettize_weights(model, config)
+
+
+def quantize(
+    model: "coremltools.models.MLModel", precision: Precision
+) -> "coremltools.models.MLModel":
+    """Store weights as integers, widened when they are used.
+
+    8 bits have a scale and a zero point a channel. 4 bits have a scale for a block of weights;
+    embeddings, and what no block divides, keep 8 bits.
+    """
+    from coremltools.optimize.coreml import (
+        OpLinearQuantizerConfig,
+        OptimizationConfig,
+        linear_quantize_weights,
+    )
+
+    eight_bits = OpLinearQuantizerConfig(mode="linear", dtype="int8")
+    four_bits = OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=COREML_BLOCK
+    )
+    with quiet_coremltools():  # it warns of every layer that no block divides
+        if precision == "int4":
+            model = linear_quantize_weights(
+                model, OptimizationConfig(global_config=four_bits, op_type_configs={"gather": None})
+            )
+        return linear_quantize_weights(model, OptimizationConfig(global_config=eight_bits))
 
 
 def save_packages(model: "coremltools.models.MLModel", paths: Sequence[Path]) -> None:

@@ -13,6 +13,9 @@ from triptych.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+SCALES = ("/scale", "/zero_point")
+"""How the names of tensors end that belong to a compressed weight."""
+
 
 def describe_graph(path: Path) -> ArtifactFacts:
     """Read a graph's inputs, outputs, opset and weight dtypes.
@@ -24,9 +27,14 @@ def describe_graph(path: Path) -> ArtifactFacts:
     model = _load_graph(path)
     _check_external_data(model, path)
     histogram = Counter[str]()
+    packed = _packed_weights(model)
     for weight in model.graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).name
-        histogram[dtype] += math.prod(weight.dims)
+        if weight.name in packed:
+            dtype, size = packed[weight.name]
+            histogram[dtype] += size
+        elif not weight.name.endswith(SCALES):
+            histogram[dtype] += math.prod(weight.dims)
     weights = {initializer.name for initializer in model.graph.initializer}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     return ArtifactFacts(
@@ -36,6 +44,16 @@ def describe_graph(path: Path) -> ArtifactFacts:
         weight_dtypes=dict(sorted(histogram.items())),
         opset=opsets.get("", opsets.get("ai.onnx")),
     )
+
+
+def _packed_weights(model: "onnx.ModelProto") -> dict[str, tuple[str, int]]:
+    """Dtype and number of the weights that lie several to a byte, or in padded blocks."""
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            facts = {one.name: one.i for one in node.attribute}
+            found[node.input[1]] = f"uint{facts['bits']}", facts["K"] * facts["N"]
+    return found
 
 
 def check_graph(path: Path) -> None:

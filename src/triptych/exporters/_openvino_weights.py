@@ -5,18 +5,19 @@ import io
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from triptych.dependencies import import_optional
+from triptych.models.precisions import ACTIVATION_GROUP, OPENVINO_GROUP, ROUNDS_ACTIVATIONS
 from triptych.models.stored_tensor import StoredTensor
 from triptych.models.weights import stream_tensors
-from triptych.types import Array
+from triptych.types import Precision
 
 if TYPE_CHECKING:
     import openvino
-    import torch
+
+_SMALLEST_GROUP = 16  # below that, scales weigh more than what four bits spare
 
 
 def attach_weights(
@@ -33,20 +34,23 @@ def attach_weights(
         stored: the weights by the names of their inputs.
         half: store float16 and widen at run time.
         scratch: a folder for weights that are stored in another dtype than wanted, or made of
-            several. Must outlive the model, because constants are mapped from files in it.
+            several.
     """
+    import torch
     from openvino import Type, opset13
 
+    from triptych.models.mapped import kept_on_disk
+
+    dtype = torch.float16 if half else torch.float32
     parameters = {
         name: parameter
         for parameter in model.get_parameters()
         if (name := parameter.get_friendly_name()) in stored
     }
-    for index, (name, tensor) in enumerate(stream_tensors(stored, parameters)):
+    for name, made in stream_tensors(stored, parameters):
         parameter = parameters[name]
-        kept = stored[name].is_plain and stored[name].dtype == ("F16" if half else "F32")
-        array = tensor.numpy() if kept else _copied(tensor, half=half, path=scratch / f"{index}")
-        source = opset13.constant(array, shared_memory=True)
+        tensor = kept_on_disk(made, stored[name], dtype, scratch=scratch)
+        source = opset13.constant(tensor.numpy(), shared_memory=True)
         source.set_friendly_name(name)
         if half:
             source = opset13.convert(source, Type.f32)
@@ -57,35 +61,54 @@ def attach_weights(
     model.validate_nodes_and_infer_types()
 
 
-def _copied(tensor: "torch.Tensor", *, half: bool, path: Path) -> Array:
-    """The weight, converted, mapped from a file of its own."""
-    import torch
+def compress_weights(model: "openvino.Model", precision: Precision) -> "openvino.Model":
+    """Store matrices, embeddings and convolutions as integers.
 
-    wanted = torch.float16 if half else torch.float32
-    if tensor.numel() == 0:  # which no file can be mapped for
-        empty: Array = tensor.to(wanted).numpy()
-        return empty
-    dtype = np.dtype(np.float16 if half else np.float32)
-    copy = np.memmap(path, dtype=dtype, mode="w+", shape=tuple(tensor.shape))
-    copy[...] = tensor.to(wanted).numpy()
-    return copy
-
-
-def compress_weights(model: "openvino.Model") -> "openvino.Model":
-    """Store matrices, embeddings and convolutions as 8-bit integers, one scale a channel.
-
-    Nothing but weights: activations stay as they are. Source: NNCF's INT8_ASYM, which is
-    optimum-intel's `--weight-format int8`.
+    8 bits have one scale and zero point a channel: NNCF's INT8_ASYM, which is optimum-intel's
+    `--weight-format int8`. At 4 bits, groups of a matrix's weights have one each: INT4_ASYM with
+    ratio 1.0; embeddings and convolutions are left at 8. int8-dynamic marks the graph besides, so
+    that every client of OpenVINO rounds activations.
     """
     nncf = import_optional("nncf", extra="export")
-    with _silence("nncf"):
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    with quiet_nncf():
+        if precision == "int4":
+            return _four_bits(nncf, model)
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    if precision == "int8-dynamic" and _has_matrices(model):
+        model.set_rt_info(str(ACTIVATION_GROUP), list(ROUNDS_ACTIVATIONS))
+    return model
+
+
+def _has_matrices(model: "openvino.Model") -> bool:
+    """Whether there is anything whose activations the engine would round."""
+    return any(node.get_type_name() == "MatMul" for node in model.get_ops())
+
+
+def _four_bits(nncf: ModuleType, model: "openvino.Model") -> "openvino.Model":
+    """Four bits where a matrix can be cut into groups, smaller ones where it is narrow."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedCompressionParameters,
+        GroupSizeFallbackMode,
+    )
+
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        ratio=1.0,
+        group_size=OPENVINO_GROUP,
+        all_layers=False,
+        backup_mode=nncf.BackupMode.INT8_ASYM,
+        advanced_parameters=AdvancedCompressionParameters(
+            group_size_fallback_mode=GroupSizeFallbackMode.ADJUST,
+            min_adjusted_group_size=_SMALLEST_GROUP,
+        ),
+    )
 
 
 @contextlib.contextmanager
-def _silence(name: str) -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
     """Neither log nor print: NNCF does both, and draws progress, while it works."""
-    logger = logging.getLogger(name)
+    logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -40,6 +40,22 @@ class CoreMlSettings:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSettings:
+    """What activations are looked at in, to round them by their extremes.
+
+    Attributes:
+        prompts: a run of the model is made for each.
+        num_inference_steps: of every run.
+        folder: where the U-Net's recorded inputs are; None while they are not recorded.
+    """
+
+    prompts: tuple[str, ...]
+    num_inference_steps: int = 20
+    folder: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
     """What a user can ask of any exporter.
 
@@ -49,12 +65,14 @@ class ExportSettings:
             takes the size the model was trained at. For Core ML.
         width_px: as `height_px`.
         coreml: what only Core ML has.
+        calibration: for hybrid, and nothing else.
     """
 
     precision: Precision = "fp32"
     height_px: int | None = None
     width_px: int | None = None
     coreml: CoreMlSettings = field(default_factory=CoreMlSettings)
+    calibration: CalibrationSettings | None = None
 
 
 @final

@@ -15,13 +15,19 @@ from triptych.bundle.layouts import component_bindings, graph_ports
 from triptych.dependencies import import_coremltools, import_optional
 from triptych.errors import UsageError
 from triptych.exporters._coreml_convert import convert_module
-from triptych.exporters._coreml_packages import describe_packages, palettize, save_packages
+from triptych.exporters._coreml_packages import (
+    describe_packages,
+    palettize,
+    quantize,
+    save_packages,
+)
 from triptych.exporters.base import (
     ArtifactFacts,
     ExportReporter,
     ExportSettings,
 )
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.precisions import check_export_precision, is_compressed
 from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
 from triptych.models.tokenizer_files import read_vocabulary
 from triptych.tensors import PortSpecs, TensorSpec, axis_length
@@ -37,6 +43,9 @@ from triptych.types import (
 
 _NO_PALETTE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder", "preview_decoder")
 """The VAE keeps its weights in Apple's converter too; the preview decoder is smaller still."""
+
+_HAVE_BLOCKS: tuple[DeploymentTarget, ...] = ("macOS15", "iOS18")
+"""Systems that have constexpr_blockwise_shift_scale. Source: coremltools, defs/iOS18."""
 
 _NEVER_HALF = ("input_ids", "timestep", "time_ids")
 """Inputs that stay float32 in a float16 program: half precision holds integers to 2048 only."""
@@ -78,13 +87,16 @@ class CoreMlExporter:
             apple_module(module, component, attention=options.attention),
             inputs=ports.inputs,
             outputs=ports.outputs,
-            half=self._computes_in(component, config) == "fp16",
+            half=_computes_in_half(component, config, self.settings),
             deployment_target=options.deployment_target,
         )
         del module
         if options.palette_bits is not None and component not in _NO_PALETTE:
             report("palettizing", 0.4)
             model = palettize(model, options.palette_bits)
+        if is_compressed(precision := self._stored_as(component, config)):
+            report("quantising", 0.4)
+            model = quantize(model, precision)
         report("writing", 0.6)
         model.short_description = f"SDXL {component}"
         model.version = apple.model_version(checkpoint.folder)
@@ -108,13 +120,13 @@ class CoreMlExporter:
         bits = self.settings.coreml.palette_bits
         if bits is not None and component not in _NO_PALETTE:
             return next(name for name in PRECISIONS if name == f"palette{bits}")
-        return self._computes_in(component, config)
+        return self._stored_as(component, config)
 
     def describe(self, *paths: Path) -> ArtifactFacts:
         """Read the ports of a network and how its weights are stored."""
         return describe_packages(paths)
 
-    def _computes_in(self, component: ComponentName, config: SdxlConfig) -> Precision:
+    def _stored_as(self, component: ComponentName, config: SdxlConfig) -> Precision:
         return component_precision(component, config, self.settings.precision)
 
     def _paths(
@@ -135,9 +147,9 @@ def make_exporter(settings: ExportSettings) -> CoreMlExporter:
     Raises:
         UsageError: settings that Core ML, or Apple's converter, does not have.
     """
+    check_export_precision("coreml", settings.precision)
     options = settings.coreml
     for name, value, known in (
-        ("precision", settings.precision, ("fp32", "fp16")),
         ("attention", options.attention, get_args(CoreMlAttention)),
         ("batch", options.batch, (1, 2)),
         ("num_chunks", options.num_chunks, (1, 2)),
@@ -147,10 +159,27 @@ def make_exporter(settings: ExportSettings) -> CoreMlExporter:
         if value not in known:
             wanted = ", ".join(str(choice) for choice in known)
             raise UsageError(f"coreml: got {name} {value!r}, want one of {wanted}.")
+    _check_integers(settings)
     for name, length in (("height_px", settings.height_px), ("width_px", settings.width_px)):
         if length is not None and (length <= 0 or length % 8):
             raise UsageError(f"coreml: got {name} {length}, want a positive multiple of 8.")
     return CoreMlExporter(settings=settings)
+
+
+def _check_integers(settings: ExportSettings) -> None:
+    """Refuse integer weights where the oldest system has no such thing, or beside a palette."""
+    options = settings.coreml
+    if is_compressed(settings.precision) and options.palette_bits is not None:
+        raise UsageError(
+            f"coreml: got precision {settings.precision!r} with --palettize-bits, want one of "
+            "them: a weight is an integer or an index. Beside palettes, fp32 or fp16 computes."
+        )
+    if settings.precision == "int4" and options.deployment_target not in _HAVE_BLOCKS:
+        raise UsageError(
+            f"coreml: got precision 'int4' for {options.deployment_target}, want one of "
+            f"{', '.join(_HAVE_BLOCKS)}: older systems have no scales for blocks of weights. "
+            f"Give --deployment-target {_HAVE_BLOCKS[0]}."
+        )
 
 
 def built_ports(
@@ -167,12 +196,20 @@ def built_ports(
     bindings = component_bindings(component, config, artifact_format="coreml")
     ports = graph_ports(component_spec(component, config), bindings)
     ports = apple.contract_ports(component, config, ports)
-    half = component_precision(component, config, settings.precision) == "fp16"
+    half = _computes_in_half(component, config, settings)
     inputs, outputs = (
         tuple(replace(port, shape=_sized(port.shape, axes)) for port in side)
         for side in (ports.inputs, ports.outputs)
     )
     return PortSpecs(inputs=tuple(_with_dtype(port, half=half) for port in inputs), outputs=outputs)
+
+
+def _computes_in_half(
+    component: ComponentName, config: SdxlConfig, settings: ExportSettings
+) -> bool:
+    """Whether a program computes in float16, as all do whose weights are integers."""
+    precision = component_precision(component, config, settings.precision)
+    return precision == "fp16" or is_compressed(precision)
 
 
 def _with_dtype(port: TensorSpec, *, half: bool) -> TensorSpec:

@@ -22,10 +22,12 @@ import numpy as np
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
 from triptych.errors import BundleError, UsageError
+from triptych.exporters._onnx_trace import trace_component
+from triptych.exporters._openvino_activations import quantize_hybrid
 from triptych.exporters._openvino_weights import attach_weights, compress_weights
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
-from triptych.exporters.onnx import trace_component
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.precisions import check_export_precision, is_compressed
 from triptych.models.sdxl import SdxlConfig, component_precision
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName, Precision
@@ -88,10 +90,20 @@ class OpenVinoExporter:
         report("weights", 0.5)
         with TemporaryDirectory(dir=folder, prefix=".") as scratch:
             attach_weights(model, stored, half=precision == "fp16", scratch=Path(scratch))
-            if precision == "int8":
-                model = compress_weights(model)
+            if is_compressed(precision):
+                report("quantising", 0.6)
+                model = self._quantized(model, precision)
             _finish(model, component, checkpoint)
             _save(model, path)
+
+    def _quantized(self, model: "openvino.Model", precision: Precision) -> "openvino.Model":
+        if precision != "hybrid":
+            return compress_weights(model, precision)
+        calibration = self.settings.calibration
+        if calibration is None or calibration.folder is None:
+            raise UsageError("openvino: got hybrid without recorded inputs, want a folder of them.")
+        exact = {node.get_friendly_name() for node in _sinusoids(model)}
+        return quantize_hybrid(model, Path(calibration.folder), exact=exact)
 
     def export_assets(self, folder: Path) -> None:
         """Write each tokenizer as OpenVINO graphs beside its files, for OpenVINO GenAI."""
@@ -110,8 +122,12 @@ class OpenVinoExporter:
                 openvino.save_model(graph, folder / name / file)
 
     def precision_of(self, component: ComponentName, config: SdxlConfig) -> Precision:
-        """What was asked for, but fp32 for a VAE that half precision overflows."""
-        return component_precision(component, config, self.settings.precision)
+        """What was asked for, but fp32 for a VAE that half precision overflows.
+
+        Hybrid is of the U-Net, whose inputs are recorded; others store as int8.
+        """
+        precision = component_precision(component, config, self.settings.precision)
+        return "int8" if precision == "hybrid" and component != "unet" else precision
 
     def describe(self, *paths: Path) -> ArtifactFacts:
         """Read a graph's inputs, outputs and weight dtypes."""
@@ -137,10 +153,11 @@ def make_exporter(settings: ExportSettings) -> OpenVinoExporter:
     Raises:
         UsageError: a precision that weights are not stored in.
     """
-    if settings.precision not in ("fp32", "fp16", "int8"):
+    check_export_precision("openvino", settings.precision)
+    if settings.precision == "hybrid" and settings.calibration is None:
         raise UsageError(
-            f"openvino: got precision {settings.precision!r}, want fp32, fp16 or int8. "
-            "To compute in bf16, ask for it where it runs: triptych sample --precision bf16."
+            "openvino: got precision 'hybrid' without prompts, want some to see activations in: "
+            "--calibrate FILE, one prompt a line."
         )
     return OpenVinoExporter(settings=settings)
 

@@ -38,9 +38,10 @@ def stream_tensors(
                     yield name, _make(stored[name], read)
 
 
-def read_tensors(stored: Mapping[str, StoredTensor]) -> "dict[str, torch.Tensor]":
-    """All of some weights: mapped where they are plain, in memory where they are made."""
-    return dict(stream_tensors(stored))
+def read_tensor(stored: StoredTensor) -> "torch.Tensor":
+    """One weight: mapped where it is plain, in memory where it is made."""
+    ((_, tensor),) = stream_tensors({"": stored})
+    return tensor
 
 
 def _make_reader(stack: contextlib.ExitStack) -> _ReadFileTensor:

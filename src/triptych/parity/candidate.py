@@ -20,7 +20,7 @@ class Candidate:
         bundle: its artifacts.
         runtime: the engine that runs them.
         precisions: the class that each component is judged in.
-        stored: what most of each component's weights are, read from the files.
+        stored: what a good part of each component's weights are, read from the files.
         problems: why other clients could not run a component, where that was looked into.
         make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
         device: what it was asked to run on, where that was said.

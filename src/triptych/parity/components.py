@@ -9,6 +9,7 @@ import numpy as np
 
 from triptych.bundle.bundle import Artifact
 from triptych.errors import BackendError, NonFiniteError
+from triptych.models.precisions import stored_words
 from triptych.parity.candidate import Candidate
 from triptych.parity.compare import compare
 from triptych.parity.preconditions import array_sha256
@@ -124,7 +125,11 @@ def _precision_rows(about: Row, candidate: Candidate, execution: Execution) -> I
     stored = candidate.stored.get(about.component)
     if stored is not None and artifact.record is not None:
         declared = artifact.record.precision
-        yield _agreement(about, f"weights declared {declared}, stored {stored}", declared == stored)
+        yield _agreement(
+            about,
+            f"weights declared {declared}, stored {stored}",
+            stored in stored_words(declared),
+        )
     if execution.declared_precision is not None:
         declared, ran = execution.declared_precision, execution.precision
         yield _agreement(about, f"declared {declared}, ran {ran}", ran == declared)

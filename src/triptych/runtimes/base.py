@@ -23,12 +23,15 @@ class RuntimeSettings:
         precision: the arithmetic to compute in, where the engine can choose.
         num_threads: CPU threads inside one operator.
         cache_dir: where compiled networks are kept for the next start, where the engine can.
+        low_memory: leave weights in their files and convert them each time they are used, however
+            long that takes, where the engine can.
     """
 
     device: str | None = None
     precision: Precision | None = None
     num_threads: int | None = None
     cache_dir: Path | None = None
+    low_memory: bool = False
 
 
 @final
@@ -66,6 +69,7 @@ class Probe:
         devices: what it can run on here, in its own words.
         precision: what float32 models are really computed in by default, by device.
         remedy: what to install, where something is missing.
+        arithmetic: what each device has circuits for, in the engine's words, where it tells.
     """
 
     runtime: str
@@ -74,6 +78,7 @@ class Probe:
     devices: tuple[str, ...]
     precision: Mapping[str, str]
     remedy: str
+    arithmetic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def absent_probe(runtime: str, reason: MissingDependencyError) -> Probe:

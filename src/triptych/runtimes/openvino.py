@@ -6,7 +6,7 @@ what to compute in, and asked afterwards what every node of the compiled network
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, final
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, final
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.models.precisions import ROUNDS_ACTIVATIONS
+from triptych.runtimes._openvino_parts import open_parts
+from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
@@ -25,8 +28,8 @@ _DEFAULT_DEVICE = "CPU"
 _HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _KINDS: Mapping[str, Precision] = {
     **{hint: precision for precision, hint in _HINTS.items()},
-    "i8": "int8",
-    "u8": "int8",
+    "i8": "int8-dynamic",
+    "u8": "int8-dynamic",
 }
 _NO_ARITHMETIC = {
     "Broadcast", "Concatenation", "Const", "Convert", "Gather", "Input", "Output", "Reorder",
@@ -94,15 +97,23 @@ class OpenVino:
     name: str = "openvino"
     formats: tuple[FormatName, ...] = ("openvino", "onnx")
 
-    def open(self, artifact: Artifact) -> OpenVinoSession:
+    def open(self, artifact: Artifact) -> OpenVinoSession | PartsSession:
         """Compile a network for the device and ask what it runs in.
 
-        An absent device, or a precision that the device replaces by another, is an error.
+        An absent device, or a precision that the device replaces by another, is an error. With
+        little memory nothing is compiled before it is run.
         """
         engine = _import_engine()
         model = self.read(artifact)
+        if self.settings.low_memory:
+            return self._open_in_parts(engine, model, artifact)
         compiled = self.compile(model, artifact)
-        execution = self._execution(engine, compiled, self.settings.device or _DEFAULT_DEVICE)
+        execution = self._execution(
+            engine,
+            compiled,
+            self.settings.device or _DEFAULT_DEVICE,
+            rounded=rounded_activations(model),
+        )
         asked = self.settings.precision
         if self.force_precision and asked is not None and execution.precision != asked:
             raise BackendError(
@@ -110,6 +121,34 @@ class OpenVino:
                 "asked for. The device does not compute in it: leave --precision out."
             )
         return OpenVinoSession(compiled, artifact=artifact, execution=execution)
+
+    def _open_in_parts(
+        self, engine: ModuleType, model: "openvino.Model", artifact: Artifact
+    ) -> PartsSession:
+        execution = Execution(
+            runtime=self.name,
+            version=engine.__version__.partition("-")[0],
+            device=self.settings.device or _DEFAULT_DEVICE,
+            precision=self.settings.precision or "fp32",
+            details={"low_memory": "part by part; what nodes ran in was not read back"},
+        )
+        rounded = rounded_activations(model)
+
+        def compile_part(part: "openvino.Model") -> "openvino.CompiledModel":
+            if rounded:
+                part.set_rt_info(str(rounded), list(ROUNDS_ACTIVATIONS))
+            return self.compile(part, artifact)
+
+        bindings = artifact.bindings
+        return open_parts(
+            model,
+            compile_part=compile_part,
+            ports=(
+                _ports(model.inputs, {tensor.artifact_name for tensor in bindings.inputs}),
+                _ports(model.outputs, {tensor.artifact_name for tensor in bindings.outputs}),
+            ),
+            execution=execution,
+        )
 
     def read(self, artifact: Artifact) -> "openvino.Model":
         """An artifact's network as it is compiled."""
@@ -128,7 +167,7 @@ class OpenVino:
                 f"openvino: got no device {device!r}, want one of those present: "
                 f"{', '.join(core.available_devices)}."
             )
-        config = self._config(core, device, artifact)
+        config = self._config(core, device, artifact, rounded=rounded_activations(model))
         try:
             return core.compile_model(model, device, config)
         except RuntimeError as error:
@@ -150,20 +189,23 @@ class OpenVino:
             devices=tuple(core.available_devices),
             precision={device: _default(core, device) for device in core.available_devices},
             remedy="",
+            arithmetic={device: _arithmetic(core, device) for device in core.available_devices},
         )
 
-    def _config(self, core: "openvino.Core", device: str, artifact: Artifact) -> dict[str, object]:
+    def _config(
+        self, core: "openvino.Core", device: str, artifact: Artifact, *, rounded: Precision | None
+    ) -> dict[str, object]:
         settings = self.settings
         supported = core.get_property(device, "SUPPORTED_PROPERTIES")
-        if settings.precision == "int8":
+        if settings.precision is not None and settings.precision not in _HINTS:
             raise UsageError(
-                "openvino: got --precision int8, want fp32, fp16 or bf16: what it computes in. "
-                "int8 is how an export stores weights."
+                f"openvino: got --precision {settings.precision}, want fp32, fp16 or bf16: what it "
+                f"computes in. {settings.precision} is how an export stores weights."
             )
         config: dict[str, object] = {}
         if self.force_precision:
             config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
-            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported:
+            if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and rounded != "int8-dynamic":
                 # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if settings.num_threads is not None:
@@ -181,10 +223,17 @@ class OpenVino:
         return {**config, **self.properties}
 
     def _execution(
-        self, engine: ModuleType, compiled: "openvino.CompiledModel", device: str
+        self,
+        engine: ModuleType,
+        compiled: "openvino.CompiledModel",
+        device: str,
+        *,
+        rounded: Precision | None,
     ) -> Execution:
         group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
         nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
+        if rounded == "hybrid" and "int8-dynamic" in nodes:
+            nodes["hybrid"] = nodes.pop("int8-dynamic")
         hint = _property(compiled, "INFERENCE_PRECISION_HINT")
         ran = max(nodes, key=PRECISIONS.index) if nodes else _KINDS.get(hint, hint or "unknown")
         threads = self.settings.num_threads
@@ -193,7 +242,7 @@ class OpenVino:
             version=engine.__version__.partition("-")[0],
             device=device,
             precision=ran,
-            declared_precision=(self.settings.precision or "fp32") if nodes else None,
+            declared_precision=(rounded or self.settings.precision or "fp32") if nodes else None,
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
@@ -229,6 +278,14 @@ def _default(core: "openvino.Core", device: str) -> str:
     return f"{default} by default; triptych sets float32"
 
 
+def _arithmetic(core: "openvino.Core", device: str) -> tuple[str, ...]:
+    try:
+        found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError:  # as above
+        return ()
+    return tuple(name for name in found if name[:2] in ("FP", "BF", "IN"))
+
+
 def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "openvino.Model":
     try:
         model = core.read_model(artifact.path)
@@ -238,6 +295,15 @@ def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "ope
         ) from error
     _keep_fractions(engine, model)
     return model
+
+
+def rounded_activations(model: "openvino.Model") -> Precision | None:
+    """What a graph says of activations: rounded as they come, or by a calibration; None for not."""
+    mark = list(ROUNDS_ACTIVATIONS)
+    if model.has_rt_info(mark) and str(model.get_rt_info(mark).astype(str)) != "0":
+        return "int8-dynamic"
+    calibrated = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return "hybrid" if calibrated else None
 
 
 def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
@@ -302,7 +368,9 @@ def _property(compiled: "openvino.CompiledModel", name: str) -> str:
     return value.to_string() if hasattr(value, "to_string") else str(value)
 
 
-def _ports(ports: "list[openvino.ConstOutput]", wanted: set[str]) -> tuple[TensorSpec, ...]:
+def _ports(
+    ports: "Sequence[openvino.ConstOutput | openvino.Output]", wanted: set[str]
+) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             name=next((name for name in sorted(port.get_names()) if name in wanted), "")

@@ -86,7 +86,7 @@ class Pytorch:
     def open(self, artifact: Artifact) -> PytorchSession:
         """Build one component and map its weights."""
         torch = _import_engine()
-        from triptych.models.modules import load_module
+        from triptych.models.modules import load_lean_module, load_module
 
         device = self.settings.device or "cpu"
         present = _devices()
@@ -97,8 +97,10 @@ class Pytorch:
             )
         if self.settings.cache_dir is not None:
             raise UsageError("pytorch: got --cache-dir, but it keeps no cache. Leave it out.")
-        if self.settings.precision == "int8":
-            raise UsageError("pytorch: got precision int8, want fp32, fp16 or bf16.")
+        if self.settings.precision not in (None, *_DTYPES):
+            raise UsageError(
+                f"pytorch: got precision {self.settings.precision}, want {', '.join(_DTYPES)}."
+            )
         checkpoint = artifact.checkpoint
         if checkpoint is None:
             raise BackendError(
@@ -113,9 +115,14 @@ class Pytorch:
         stored = component_precision(
             component, checkpoint.config, self.rounded_weights or precision
         )
-        module = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
+        dtype = getattr(torch, _DTYPES[precision])
+        if self.settings.low_memory and stored == precision and device == "cpu":
+            module = load_lean_module(checkpoint, component, dtype=dtype)
+        else:
+            loaded = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
+            module = loaded.to(device, dtype)
         return PytorchSession(
-            module.to(device, getattr(torch, _DTYPES[precision])),
+            module,
             artifact=artifact,
             execution=Execution(
                 runtime=self.name,

@@ -1,7 +1,7 @@
 """Which way of exporting gives the candidate's error: each is tried, and its error compared."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +11,10 @@ import msgspec
 
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import BackendError, UsageError, VerificationError
+from triptych.exporters import exporter_names
 from triptych.exporters._rounded_sinusoids import round_sinusoids
 from triptych.exporters.base import CoreMlSettings, ExportSettings
+from triptych.models.precisions import export_precisions, is_compressed, stored_words
 from triptych.parity.bisect import Likeness, Section, Trial
 from triptych.parity.candidate import Candidate
 from triptych.parity.component_trial import (
@@ -24,17 +26,10 @@ from triptych.parity.component_trial import (
 from triptych.parity.likeness import find_likeness, most_alike_first
 from triptych.parity.report import Row
 from triptych.parity.swap import Side
-from triptych.types import ComponentName, CoreMlAttention, FormatName, PaletteBits, Precision
+from triptych.types import ComponentName, CoreMlAttention, PaletteBits
 from triptych.workflows.bisect_ground import Ground, worst_component_row
 from triptych.workflows.check_candidates import stored_precision
 from triptych.workflows.export import ExportRequest, export_bundles
-
-_PRECISIONS: Mapping[FormatName, tuple[Precision, ...]] = {
-    "onnx": ("fp32", "fp16"),
-    "openvino": ("fp32", "fp16", "int8"),
-    "coreml": ("fp32", "fp16"),
-}
-"""What each format can be exported in."""
 
 _FAR_LESS = 0.5
 """Part of the candidate's error below which a fresh export's is called far less."""
@@ -62,10 +57,10 @@ def check_export(candidate: Candidate) -> None:
     Raises:
         UsageError: it is a checkpoint.
     """
-    if candidate.bundle.format not in _PRECISIONS:
+    if candidate.bundle.format == "diffusers":
         raise UsageError(
             f"export: got {candidate.bundle.folder} in {candidate.bundle.format} format, want a "
-            f"bundle in {', '.join(_PRECISIONS)} format."
+            f"bundle in {', '.join(exporter_names())} format."
         )
 
 
@@ -163,6 +158,7 @@ def _exported(ground: Ground, variation: _Variation, folder: Path) -> Bundle:
         settings=variation.settings,
         variant=ground.request.variant,
         num_jobs=1,
+        measure_steps=0,
     )
     return open_bundle(export_bundles(request)[artifact_format])
 
@@ -170,7 +166,14 @@ def _exported(ground: Ground, variation: _Variation, folder: Path) -> Bundle:
 def _variations(bundle: Bundle, component: ComponentName) -> Iterator[_Variation]:
     """The bundle's own way first, then what differs from it in one thing."""
     own = _own_settings(bundle, component)
-    precisions = (own.precision, *_PRECISIONS[bundle.format])
+    # Those that store alike differ by nothing that is in the file; Core ML's integers need
+    # other settings besides.
+    others = (
+        name
+        for name in export_precisions(bundle.format)
+        if name in stored_words(name) and not (bundle.format == "coreml" and is_compressed(name))
+    )
+    precisions = (own.precision, *others)
     for precision in dict.fromkeys(precisions):
         settings = replace(own, precision=precision)
         yield _Variation(name=_name(settings), settings=settings)
@@ -196,8 +199,10 @@ def _own_settings(bundle: Bundle, component: ComponentName) -> ExportSettings:
     height_px, width_px = bundle.built_size_px or (None, None)
     if bundle.manifest is not None:
         coreml = msgspec.convert(dict(bundle.manifest.settings), CoreMlSettings)
+        precision = bundle.manifest.precision
         return ExportSettings(
-            precision=bundle.manifest.precision,
+            # The prompts that a hybrid was calibrated on are not known.
+            precision="int8" if precision == "hybrid" else precision,
             height_px=height_px,
             width_px=width_px,
             coreml=coreml,

@@ -1,5 +1,6 @@
 """Which bundles a check looks at, on which engines, and in which class each component is judged."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,15 @@ _DTYPE_PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": "bf16",
     "int8": "int8",
     "uint8": "int8",
+    "int4": "int4",
+    "uint4": "int4",
     **{name: name for name in PRECISIONS if name.startswith("palette")},
 }
+
+
+_TOLD_PART = 0.25
+"""Of the weights, from which on their class is the component's: embeddings, which palettes leave
+alone, can be most of a text encoder."""
 
 
 def find_candidates(
@@ -62,7 +70,8 @@ def declared_precisions(
 ) -> dict[ComponentName, Precision]:
     """The class each component is judged in: of its weights, or of the arithmetic asked for.
 
-    Weights are what the manifest says, or what most of them are; the coarser of the two counts.
+    Weights are what the manifest says, or what a good part of them are; the coarser of the two
+    counts.
     """
     return {
         name: coarsest(
@@ -78,14 +87,14 @@ def declared_precisions(
 
 
 def stored_precision(artifact: Artifact) -> Precision:
-    """What most of an artifact's weights are, read from the file.
+    """The coarsest class that a good part of an artifact's weights are in, read from the file.
 
     Raises:
         BrokenInputError: weights of no dtype that is known.
     """
     if artifact.format == "diffusers":
         return "fp32"  # as the pytorch runtime loads them unless another is asked for
-    return _of_most(_weight_dtypes(artifact), artifact)
+    return _class_of(_weight_dtypes(artifact), artifact)
 
 
 def _weight_dtypes(artifact: Artifact) -> Mapping[str, int]:
@@ -98,14 +107,18 @@ def _weight_dtypes(artifact: Artifact) -> Mapping[str, int]:
         return artifact.record.weight_dtypes
 
 
-def _of_most(dtypes: Mapping[str, int], artifact: Artifact) -> Precision:
-    known = {name: count for name, count in dtypes.items() if name in _DTYPE_PRECISIONS}
+def _class_of(dtypes: Mapping[str, int], artifact: Artifact) -> Precision:
+    known = Counter[Precision]()
+    for name, count in dtypes.items():
+        if name in _DTYPE_PRECISIONS:
+            known[_DTYPE_PRECISIONS[name]] += count
     if not known:
         raise BrokenInputError(
             f"{artifact.path}: got weights of {', '.join(dtypes) or 'no dtype'}, "
             f"want {', '.join(_DTYPE_PRECISIONS)}."
         )
-    return _DTYPE_PRECISIONS[max(known, key=lambda name: known[name])]
+    part = _TOLD_PART * known.total()
+    return coarsest(word for word, count in known.items() if count >= part)
 
 
 def _find_bundles(path: Path) -> tuple[Bundle, ...]:

@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
@@ -19,9 +19,13 @@ from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.composition import Source
 from triptych.models.hub import model_name
+from triptych.models.precisions import is_compressed
+from triptych.parity.recording import StageReporter
 from triptych.types import ComponentName, FormatName
+from triptych.workflows.calibration import num_feeds
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
+from triptych.workflows.measured_parity import MEASURE_STEPS, measure_parity
 
 _KEPT_WEIGHT_BYTES = 1 << 30
 """A process that exported more weights than this is ended, which gives its memory back."""
@@ -59,6 +63,7 @@ class ExportRequest:
             preview_decoder/.
         overwrite: replace bundles that exist, each as a whole.
         num_jobs: components exported at once, each in a process of its own.
+        measure_steps: steps of the run that tells what compression costs; 0 leaves it out.
     """
 
     checkpoint: Path
@@ -70,6 +75,7 @@ class ExportRequest:
     preview_decoder: Path | None = None
     overwrite: bool = False
     num_jobs: int = 2
+    measure_steps: int = MEASURE_STEPS
 
 
 def export_bundles(
@@ -86,7 +92,8 @@ def export_bundles(
     Raises:
         UsageError: an unknown format or component, or a bundle that exists already.
         CheckpointError: the checkpoint is not whole, or not SDXL.
-        VerificationError: an exported component disagrees with PyTorch.
+        VerificationError: an exported component disagrees with PyTorch, or a run of a compressed
+            bundle gives NaN.
         MissingDependencyError: the export extra is not installed.
     """
     checkpoint = open_checkpoint(
@@ -116,7 +123,13 @@ def export_bundles(
 
 def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> None:
     """Refuse what no format or component takes, rather than leave it unused."""
-    plain = ExportSettings(precision=request.settings.precision)
+    settings = request.settings
+    if settings.calibration is not None and settings.precision != "hybrid":
+        raise UsageError(
+            f"calibration: got prompts with precision {settings.precision!r}, want hybrid: no "
+            "other looks at activations. Leave --calibrate out."
+        )
+    plain = ExportSettings(precision=settings.precision, calibration=settings.calibration)
     if "coreml" not in request.formats and request.settings != plain:
         raise UsageError(
             f"formats: got {', '.join(request.formats)} with settings that only coreml has "
@@ -177,7 +190,26 @@ def _export_bundle(
             sources=_sources(checkpoint, records),
         )
         write_manifest(manifest, folder)
+        if request.measure_steps and any(is_compressed(record.precision) for record in records):
+            parity = measure_parity(
+                folder,
+                checkpoint,
+                engine_name=make_exporter(to, request.settings).verified_on,
+                num_inference_steps=request.measure_steps,
+                report=_measuring(progress, to=to, component=components[-1]),
+            )
+            write_manifest(replace(manifest, parity=parity), folder)
     return target
+
+
+def _measuring(
+    progress: ExportProgress | None, *, to: FormatName, component: ComponentName
+) -> StageReporter:
+    def report(stage: str) -> None:
+        if progress is not None:
+            progress(to=to, component=component, stage=f"measuring, {stage}", fraction=1.0)
+
+    return report
 
 
 def _export_components(
@@ -245,6 +277,12 @@ def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
 def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int | str]:
     """The settings that only this format has, for the manifest."""
     given = asdict(settings.coreml) if to == "coreml" else {}
+    if settings.calibration is not None:
+        given = {
+            "calibration_prompts": len(settings.calibration.prompts),
+            "calibration_steps": settings.calibration.num_inference_steps,
+            "calibration_feeds": num_feeds(settings.calibration),
+        }
     return {name: value for name, value in given.items() if value is not None}
 
 

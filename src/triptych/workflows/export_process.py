@@ -10,8 +10,9 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO, final
 
 import msgspec
@@ -26,6 +27,7 @@ from triptych.exporters.base import ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName
+from triptych.workflows.calibration import record_feeds
 from triptych.workflows.verify import verify_artifact
 
 
@@ -79,7 +81,9 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
     )
     exporter = make_exporter(job.format, job.settings)
     bundle = Path(job.bundle)
-    exporter.export(checkpoint, job.component, bundle, report=report)
+    with _calibrated(job, checkpoint, report=report) as settings:
+        calibrated = make_exporter(job.format, settings)
+        calibrated.export(checkpoint, job.component, bundle, report=report)
     paths = artifact_paths(bundle, job.component, checkpoint.config, artifact_format=job.format)
     artifact = make_artifact(
         job.component, checkpoint.config, paths=paths, artifact_format=job.format
@@ -112,6 +116,21 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
         verification=verification,
         chunks=files if len(files) > 1 else (),
     )
+
+
+@contextlib.contextmanager
+def _calibrated(
+    job: ExportJob, checkpoint: Checkpoint, *, report: ExportReporter
+) -> Iterator[ExportSettings]:
+    """The settings, with what the U-Net is fed recorded where its activations are to be rounded."""
+    calibration = job.settings.calibration
+    if calibration is None or job.component != "unet":
+        yield job.settings
+        return
+    with TemporaryDirectory(dir=job.bundle, prefix=".") as folder:
+        report("calibrating", 0.0)
+        record_feeds(checkpoint, calibration, Path(folder), to=job.format)
+        yield replace(job.settings, calibration=replace(calibration, folder=folder))
 
 
 def _tensor_record(port: TensorSpec, names: dict[str, str]) -> TensorRecord:

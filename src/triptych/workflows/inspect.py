@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
@@ -11,7 +11,7 @@ import msgspec
 
 from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.bundle.layouts import MANIFEST_NAME
-from triptych.bundle.manifest import read_manifest
+from triptych.bundle.manifest import MeasuredParity, read_manifest
 from triptych.bundle.store import find_damage
 from triptych.errors import BrokenInputError, BundleError, MissingDependencyError, ScheduleError
 from triptych.exporters import make_exporter
@@ -81,6 +81,7 @@ class Summary:
         scheduler: its class, spacing and prediction type.
         components: what it holds.
         problems: what is missing or corrupt; empty when nothing is.
+        parity: what compression costs, as it was measured at export.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Summary:
     scheduler: dict[str, object]
     components: tuple[ComponentSummary, ...]
     problems: tuple[str, ...]
+    parity: MeasuredParity | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values for one JSON document."""
@@ -109,6 +111,7 @@ class Summary:
             "scheduler": self.scheduler,
             "components": [_component_json(component) for component in self.components],
             "problems": list(self.problems),
+            "parity": None if self.parity is None else asdict(self.parity),
         }
 
 
@@ -165,6 +168,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
             *scheduler_problem,
             *_tokenizer_problems(bundle),
         ),
+        parity=manifest.parity if manifest else None,
     )
 
 
