@@ -10,6 +10,7 @@ from triptych.cli.compose_options import (
     DownloadOption,
     LoraOption,
     TextualInversionOption,
+    UnetOption,
     VaeOption,
     parse_inversions,
     parse_loras,
@@ -28,6 +29,7 @@ def compose(
     ],
     output: Annotated[Path, typer.Argument(help="A folder to make.")],
     *,
+    unet: UnetOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
     textual_inversion: TextualInversionOption = None,
@@ -51,6 +53,7 @@ def compose(
     request = ComposeRequest(
         checkpoint=checkpoint,
         variant=variant,
+        unet=unet,
         vae=vae,
         loras=parse_loras(lora),
         textual_inversions=parse_inversions(textual_inversion),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, final
 
 from triptych.errors import CheckpointError
-from triptych.models.original_layout import open_clip_tensors, unet_name, vae_tensors
+from triptych.models.original_layout import open_clip_tensors, unet_tensors, vae_tensors
 from triptych.models.stored_tensor import StoredTensor, read_header
 
 _UNET: Final = "model.diffusion_model."
@@ -72,7 +72,7 @@ def read_single_file(path: Path) -> SingleFile:
     }
     networks = {
         **{name: tensors for name, tensors in text_encoders.items() if tensors},
-        "unet": _unet_tensors(path, _without(found, _UNET)),
+        "unet": unet_tensors(_without(found, _UNET)),
         "vae": vae_tensors(_without(found, _VAE)),
     }
     missing = [name for name in ("text_encoder_2", "vae") if not networks.get(name)]
@@ -125,20 +125,3 @@ def _without(found: Mapping[str, StoredTensor], prefix: str) -> dict[str, Stored
         for key, tensor in found.items()
         if key.startswith(prefix) and not key.endswith(_NOT_WEIGHTS)
     }
-
-
-def _unet_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    layers = _layers_per_block(tensors)
-    named = {unet_name(name, layers_per_block=layers): (name, tensors[name]) for name in tensors}
-    if None in named:
-        raise CheckpointError(
-            f"{path}: got {_UNET}{named[None][0]}, want the names of SDXL's U-Net. It is another "
-            "model, or has tensors of another tool's besides."
-        )
-    return {name: tensor for name, (_, tensor) in named.items() if name is not None}
-
-
-def _layers_per_block(tensors: Mapping[str, StoredTensor]) -> int:
-    """Blocks before the first that halves the picture; block 0 is conv_in."""
-    halving = [int(name.split(".")[1]) for name in tensors if name.endswith(".0.op.weight")]
-    return min(halving, default=3) - 1

@@ -20,10 +20,10 @@ from triptych.models.composition import (
     fingerprint,
     write_composition,
 )
-from triptych.models.configs import read_json, setting
+from triptych.models.configs import JsonObject, read_json, setting
 from triptych.models.lora import apply_lora, lora_file
+from triptych.models.network_source import NetworkName, find_network
 from triptych.models.textual_inversion import LEARNED_EMBEDS, read_textual_inversion
-from triptych.models.vae_source import read_vae
 from triptych.workflows.compose_base import Networks, Part, Place, find_place, lay_out
 from triptych.workflows.compose_tokens import add_token
 
@@ -64,7 +64,8 @@ class ComposeRequest:
     Attributes:
         checkpoint: a folder in diffusers layout, or a single file in the original one.
         variant: its weight variant, such as "fp16".
-        vae: a folder or file of a VAE to take instead of the checkpoint's.
+        unet: a folder or file of a U-Net to take instead of the checkpoint's.
+        vae: the same of a VAE.
         loras: what to add to the weights of the U-Net and the text encoders.
         textual_inversions: tokens to add to the tokenizers and text encoders.
         config: a folder in diffusers layout with the configs and tokenizers of a single file.
@@ -73,6 +74,7 @@ class ComposeRequest:
 
     checkpoint: Path
     variant: str | None = None
+    unet: Path | None = None
     vae: Path | None = None
     loras: tuple[ScaledLora, ...] = ()
     textual_inversions: tuple[NamedInversion, ...] = ()
@@ -82,7 +84,7 @@ class ComposeRequest:
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        parts = (self.vae, self.loras, self.textual_inversions, self.config)
+        parts = (self.unet, self.vae, self.loras, self.textual_inversions, self.config)
         is_here = self.checkpoint.is_dir() or not self.download
         return is_here and not any(parts) and not self.checkpoint.is_file()
 
@@ -115,8 +117,10 @@ def compose_checkpoint(
             variant=request.variant,
             config=None if request.config is None else _place(request, request.config),
         )
+        if request.unet is not None:
+            parts.append(_take_network("unet", request.unet, request, folder, networks))
         if request.vae is not None:
-            parts.append(_take_vae(request, request.vae, folder, networks))
+            parts.append(_take_network("vae", request.vae, request, folder, networks))
         parts.extend(_add_lora(request, lora, folder, networks) for lora in request.loras)
         parts.extend(
             _add_inversion(request, inversion, folder, networks)
@@ -144,23 +148,31 @@ def _place(request: ComposeRequest, path: Path, *, variant: str | None = None) -
     return find_place(path, variant=variant, download=request.download)
 
 
-def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networks) -> Part:
-    """Put another VAE in the place of the checkpoint's."""
-    place = _place(request, vae)
-    found = read_vae(place.path, variant=request.variant)
-    config_path = folder / "vae" / "config.json"
+def _take_network(
+    network: NetworkName, path: Path, request: ComposeRequest, folder: Path, networks: Networks
+) -> Part:
+    """Put another network in the place of the checkpoint's, with its config where it has one."""
+    place = _place(request, path)
+    found = find_network(network, place.path, variant=request.variant)
     if found.config is not None:
-        where = f"{place.path} config"
-        channels = setting(found.config, "latent_channels", int, where=where)
-        wanted = setting(read_json(config_path), "latent_channels", int, where=str(config_path))
-        if channels != wanted:
-            raise CheckpointError(
-                f"{where} 'latent_channels': got {channels}, want this model's {wanted}. It is the "
-                "VAE of another family of models."
-            )
+        config_path = folder / network / "config.json"
+        if network == "vae":
+            _check_latents(found.config, read_json(config_path), where=place.name)
         config_path.write_text(json.dumps(found.config, indent=2), encoding="utf-8")
-    networks["vae"] = found.tensors
-    return place.part(Source(role="vae", name=place.name))
+    networks[network] = found.tensors
+    return place.part(Source(role=network, name=place.name))
+
+
+def _check_latents(config: JsonObject, own: JsonObject, *, where: str) -> None:
+    """Refuse a VAE whose latents are not of the kind that the U-Net makes."""
+    channels, wanted = (
+        setting(one, "latent_channels", int, where=f"{where} config") for one in (config, own)
+    )
+    if channels != wanted:
+        raise CheckpointError(
+            f"{where} 'latent_channels': got {channels}, want this model's {wanted}. It is the VAE "
+            "of another family of models."
+        )
 
 
 def _add_lora(request: ComposeRequest, lora: ScaledLora, folder: Path, networks: Networks) -> Part:
