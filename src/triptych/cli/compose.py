@@ -63,13 +63,14 @@ def compose(
     with working("composing"):
         composed = compose_checkpoint(request, output, overwrite=overwrite)
     sources = composed.composition.sources if composed.composition else ()
+    kind = "inpainting" if composed.config.is_inpainting else composed.config.kind
     if json:
         print_json(
             {
                 "output": str(output),
-                "kind": composed.config.kind,
+                "kind": kind,
                 "sources": msgspec.to_builtins(sources),
             }
         )
         return
-    say(f"{output}: SDXL {composed.config.kind} of {', '.join(one.text() for one in sources)}")
+    say(f"{output}: SDXL {kind} of {', '.join(one.text() for one in sources)}")

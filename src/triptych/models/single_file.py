@@ -7,7 +7,7 @@ Source:
     names v_pred and ztsnr.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -34,14 +34,12 @@ class SingleFile:
     Attributes:
         path: the file.
         networks: the weights in each network's folder, by diffusers' names.
-        unused: keys that belong to no network.
         is_v_prediction: a key says that the U-Net predicts v, not the noise.
         is_zero_snr: a key says that it was trained to zero terminal signal-to-noise ratio.
     """
 
     path: Path
     networks: Mapping[str, Mapping[str, StoredTensor]]
-    unused: Sequence[str]
     is_v_prediction: bool
     is_zero_snr: bool
 
@@ -52,7 +50,7 @@ class SingleFile:
 
 
 def read_single_file(path: Path) -> SingleFile:
-    """Find the networks in a single file.
+    """Find the networks in a single file; what is of no network, such as averages, is passed over.
 
     Raises:
         CheckpointError: it is not safetensors, or holds no whole SDXL model.
@@ -75,17 +73,17 @@ def read_single_file(path: Path) -> SingleFile:
         "unet": unet_tensors(_without(found, _UNET)),
         "vae": vae_tensors(_without(found, _VAE)),
     }
-    missing = [name for name in ("text_encoder_2", "vae") if not networks.get(name)]
+    is_refiner = any(key.startswith(_REFINER_OPEN_CLIP) for key in found)
+    wanted = ("text_encoder_2", "vae") if is_refiner else ("text_encoder", "text_encoder_2", "vae")
+    missing = [name for name in wanted if not networks.get(name)]
     if missing:
         raise CheckpointError(
             f"{path}: got no {' and no '.join(missing)}, want a whole SDXL model in one file. "
             "Some are published without a VAE or text encoders; take one that has them."
         )
-    prefixes = (_UNET, _VAE, _CLIP, _OPEN_CLIP, _REFINER_OPEN_CLIP)
     return SingleFile(
         path=path,
         networks=networks,
-        unused=tuple(sorted(key for key in found if not key.startswith(prefixes))),
         is_v_prediction="v_pred" in found,
         is_zero_snr="ztsnr" in found,
     )
