@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO, final
 
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
+from triptych.errors import UsageError
 from triptych.exporters._onnx_graph import check_graph, describe_graph
+from triptych.exporters._onnx_in_place import leave_weights_in_place
 from triptych.exporters._onnx_quantization import quantize_graph
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
@@ -60,7 +62,12 @@ class OnnxExporter:
         *,
         report: ExportReporter,
     ) -> None:
-        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB."""
+        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB.
+
+        Raises:
+            UsageError: weights are to stay in place, but none is stored in the graph's dtype.
+            OutputError: they are, but the checkpoint is on another filesystem.
+        """
         torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
         from triptych.models.modules import skeleton_module
 
@@ -73,6 +80,9 @@ class OnnxExporter:
         report("weights", 0.4)
         path = folder / component / ARTIFACT_FILES["onnx"]
         path.parent.mkdir(exist_ok=True)
+        if self.settings.weights_in_place:
+            word = "F16" if dtype == torch.float16 else "F32"
+            leave_weights_in_place(model, stored, dtype=word, folder=path.parent)
         _attach_weights(model, stored, dtype=dtype, data_path=path.with_name(EXTERNAL_DATA_NAME))
         path.write_bytes(model.SerializeToString())
         del model
@@ -80,7 +90,7 @@ class OnnxExporter:
             report("quantising", 0.6)
             quantize_graph(path, precision)
         report("checking", 0.7)
-        check_graph(path)
+        check_graph(path, is_linked=self.settings.weights_in_place)
 
     def export_assets(self, folder: Path) -> None:
         """ONNX clients read the checkpoint's own tokenizers: nothing to write."""
@@ -99,9 +109,15 @@ def make_exporter(settings: ExportSettings) -> OnnxExporter:
     """An ONNX exporter with these settings.
 
     Raises:
-        UsageError: a precision that ONNX engines do not compute in.
+        UsageError: a precision that ONNX engines do not compute in, or that the checkpoint's own
+            weights are not in.
     """
     check_export_precision("onnx", settings.precision)
+    if settings.weights_in_place and is_compressed(settings.precision):
+        raise UsageError(
+            f"onnx: got precision {settings.precision!r} with weights in place, want fp32 or fp16: "
+            "compressed weights are others than the checkpoint's."
+        )
     return OnnxExporter(settings=settings)
 
 
