@@ -108,8 +108,8 @@ def test_compose_adds_tokens(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "learned_embeds.safetensors"
     save_file({"<cat>": torch.zeros(2, 32)}, path)
     made = tmp_path / "made"
-    said = run("compose", checkpoint, made, "--textual-inversion", f"<dog>={path}")
-    assert "textual inversion learned_embeds.safetensors as <dog>" in said
+    said = run("compose", checkpoint, made, "--textual-inversion", f"<dog>={tmp_path}")
+    assert f"textual inversion {tmp_path.name} as <dog>" in said
     assert load_tokenizer(made / "tokenizer").literals["<dog>"] == (898, 899)
 
 

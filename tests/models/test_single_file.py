@@ -8,15 +8,16 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from triptych.errors import CheckpointError
 from triptych.models import published
+from triptych.models.checkpoint import open_checkpoint
 from triptych.models.single_file import SingleFile, read_single_file
 from triptych.models.single_file_configs import model_index, network_configs, scheduler_config
 from triptych.models.stored_tensor import StoredTensor
-from triptych.testing import tiny_checkpoint, write_single_file
+from triptych.testing import write_single_file
 
 
 def tensors_of(network: torch.nn.Module) -> dict[str, StoredTensor]:
@@ -44,7 +45,6 @@ def published_file(unet: Mapping[str, object]) -> SingleFile:
     return SingleFile(
         path=Path("model.safetensors"),
         networks={name: tensors_of(network) for name, network in networks.items()},
-        unused=(),
         is_v_prediction=False,
         is_zero_snr=False,
     )
@@ -116,8 +116,10 @@ def single(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_keys_of_no_network_are_told(single: Path) -> None:
-    assert read_single_file(single).unused == ("alphas_cumprod", "v_pred", "ztsnr")
+def test_keys_of_no_network_are_passed_over(single: Path, checkpoint: Path) -> None:
+    expected = open_checkpoint(checkpoint)
+    for network, tensors in read_single_file(single).networks.items():
+        assert tensors.keys() == expected.network_tensors(network).keys()
 
 
 def test_empty_keys_say_how_the_model_was_trained(single: Path, checkpoint: Path) -> None:
@@ -172,15 +174,22 @@ def test_what_would_be_read_wrongly_is_refused(
     assert message in refusal(path)
 
 
-def test_a_file_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    folder = tiny_checkpoint(tmp_path / "tiny")
-    tensors = load_file(write_single_file(folder, tmp_path / "whole.safetensors"))
-    kept = {name: tensor for name, tensor in tensors.items() if "embedders.1" not in name}
+@pytest.mark.parametrize(
+    ("prefix", "missing"),
+    [
+        ("conditioner.embedders.0.", "text_encoder,"),
+        ("conditioner.embedders.1.", "text_encoder_2,"),
+        ("conditioner.", "text_encoder and no text_encoder_2,"),
+        ("first_stage_model.", "vae,"),
+    ],
+)
+def test_a_file_without_a_network_is_refused(
+    prefix: str, missing: str, single: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(single)
     path = tmp_path / "part.safetensors"
-    save_file(kept, path)
-    assert "got no text_encoder_2" in refusal(path)
+    save_file({name: tensors[name] for name in tensors if not name.startswith(prefix)}, path)
+    assert f"got no {missing}" in refusal(path)
 
 
 def test_sizes_that_are_not_sdxl_s_want_configs(checkpoint: Path, tmp_path: Path) -> None:

@@ -151,6 +151,44 @@ def test_a_vae_is_found_wherever_it_lies(
     assert_same(found, dict(expected))
 
 
+def unet_in_original_layout(other: Path, folder: Path) -> Path:
+    whole = load_file(write_single_file(other, folder / "whole.safetensors"))
+    prefix = "model.diffusion_model."
+    unet = {name.removeprefix(prefix): whole[name] for name in whole if name.startswith(prefix)}
+    save_file(unet, folder / "unet.safetensors")
+    return folder / "unet.safetensors"
+
+
+UNET_PLACES: dict[str, Callable[[Path, Path], Path]] = {
+    "folder": lambda other, _: other / "unet",
+    "diffusers file": lambda other, _: other / UNET_FILE,
+    "original file": unet_in_original_layout,
+    "whole original file": lambda other, folder: write_single_file(
+        other, folder / "whole.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", UNET_PLACES)
+def test_a_unet_is_found_wherever_it_lies(
+    place: str, checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    unet = UNET_PLACES[place](other, tmp_path)
+    made = compose_checkpoint(ComposeRequest(checkpoint=checkpoint, unet=unet), tmp_path / "made")
+    assert_same(weights_of(made, "unet"), weights_of(open_checkpoint(other), "unet"))
+    assert_same(
+        weights_of(made, "vae_decoder"), weights_of(open_checkpoint(checkpoint), "vae_decoder")
+    )
+    assert made.composition is not None
+    assert [source.role for source in made.composition.sources] == ["checkpoint", "unet"]
+
+
+def test_a_unet_of_another_kind_brings_its_config(checkpoint: Path, tmp_path: Path) -> None:
+    inpaint = tiny_checkpoint(tmp_path / "inpaint", kind="inpaint")
+    request = ComposeRequest(checkpoint=checkpoint, unet=inpaint / "unet")
+    assert compose_checkpoint(request, tmp_path / "made").config.is_inpainting
+
+
 def refusal(request: ComposeRequest, output: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         compose_checkpoint(request, output)
@@ -168,9 +206,11 @@ def test_a_vae_of_other_channels_is_refused(checkpoint: Path, other: Path, tmp_p
 
 def test_a_vae_that_is_none_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     request = ComposeRequest(checkpoint=checkpoint, vae=checkpoint / UNET_FILE)
-    assert "want a VAE's weights" in refusal(request, tmp_path / "made")
+    assert "want weights of an SDXL AutoencoderKL" in refusal(request, tmp_path / "made")
     request = ComposeRequest(checkpoint=checkpoint, vae=checkpoint / "unet")
     assert "got 'UNet2DConditionModel', want 'AutoencoderKL'" in refusal(request, tmp_path / "made")
+    request = ComposeRequest(checkpoint=checkpoint, unet=checkpoint / VAE_FILE)
+    assert "want weights of an SDXL UNet2DConditionModel" in refusal(request, tmp_path / "made")
 
 
 def test_a_weight_that_does_not_fit_is_named_before_the_folder_appears(
@@ -226,6 +266,31 @@ def test_a_preview_decoder_from_elsewhere_wins(preview_checkpoint: Path, tmp_pat
     opened = open_checkpoint(made.folder, preview_decoder=elsewhere)
     assert opened.component_files("preview_decoder")[0].parent == elsewhere
     assert_same(weights_of(opened, "preview_decoder"), weights_of(made, "preview_decoder"))
+
+
+def test_a_file_inside_another_source_s_folder_keeps_its_own_name(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    vae = Path(shutil.copy(other / VAE_FILE, base / "fixed.safetensors"))
+    made = compose_checkpoint(ComposeRequest(checkpoint=base, vae=vae), tmp_path / "made")
+    assert made.composition is not None
+    first, second = made.composition.sources
+    assert set(second.sha256) == {"fixed.safetensors"}
+    assert not set(first.sha256) & {"base/fixed.safetensors", "fixed.safetensors"}
+
+
+def test_two_files_of_one_name_are_told_apart(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    base = write_single_file(checkpoint, tmp_path / "model.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    vae = write_single_file(other, tmp_path / "elsewhere" / "model.safetensors")
+    request = ComposeRequest(checkpoint=base, config=checkpoint, vae=vae)
+    made = compose_checkpoint(request, tmp_path / "made")
+    assert made.composition is not None
+    labels = [set(source.sha256) for source in made.composition.sources]
+    assert labels == [{"model.safetensors"}, set(), {"model.safetensors (2)"}]
 
 
 # A single file

@@ -10,6 +10,7 @@ from triptych.cli.compose_options import (
     DownloadOption,
     LoraOption,
     TextualInversionOption,
+    UnetOption,
     VaeOption,
     parse_inversions,
     parse_loras,
@@ -28,6 +29,7 @@ def compose(
     ],
     output: Annotated[Path, typer.Argument(help="A folder to make.")],
     *,
+    unet: UnetOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
     textual_inversion: TextualInversionOption = None,
@@ -51,6 +53,7 @@ def compose(
     request = ComposeRequest(
         checkpoint=checkpoint,
         variant=variant,
+        unet=unet,
         vae=vae,
         loras=parse_loras(lora),
         textual_inversions=parse_inversions(textual_inversion),
@@ -60,13 +63,14 @@ def compose(
     with working("composing"):
         composed = compose_checkpoint(request, output, overwrite=overwrite)
     sources = composed.composition.sources if composed.composition else ()
+    kind = "inpainting" if composed.config.is_inpainting else composed.config.kind
     if json:
         print_json(
             {
                 "output": str(output),
-                "kind": composed.config.kind,
+                "kind": kind,
                 "sources": msgspec.to_builtins(sources),
             }
         )
         return
-    say(f"{output}: SDXL {composed.config.kind} of {', '.join(one.text() for one in sources)}")
+    say(f"{output}: SDXL {kind} of {', '.join(one.text() for one in sources)}")

@@ -11,6 +11,16 @@ from triptych.errors import UsageError
 if TYPE_CHECKING:
     from triptych.workflows.compose import NamedInversion, ScaledLora
 
+UnetOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--unet",
+        metavar="PATH",
+        help="Another U-Net, such as SDXL-Lightning's: a folder, or a file in diffusers' or the "
+        "original layout.",
+    ),
+]
+
 VaeOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -11,6 +11,7 @@ from triptych.cli.compose_options import (
     DownloadOption,
     LoraOption,
     TextualInversionOption,
+    UnetOption,
     VaeOption,
     parse_inversions,
     parse_loras,
@@ -118,6 +119,7 @@ def export(
         int, typer.Option("--calibrate-steps", min=1, help="Steps of each of those runs.")
     ] = 20,
     preview_decoder: PreviewDecoderOption = None,
+    unet: UnetOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
     textual_inversion: TextualInversionOption = None,
@@ -174,6 +176,7 @@ def export(
     parts = ComposeRequest(
         checkpoint=checkpoint,
         variant=variant,
+        unet=unet,
         vae=vae,
         loras=parse_loras(lora),
         textual_inversions=parse_inversions(textual_inversion),

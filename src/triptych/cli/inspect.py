@@ -42,9 +42,8 @@ def _print_summary(summary: "Summary") -> None:
 
     console = stdout()
     precision = f", exported as {summary.precision}" if summary.precision else ""
-    say(
-        f"{summary.path}: SDXL {summary.kind}, {summary.format} format, {summary.origin}{precision}"
-    )
+    kind = f"{summary.kind} {summary.distilled}" if summary.distilled else summary.kind
+    say(f"{summary.path}: SDXL {kind}, {summary.format} format, {summary.origin}{precision}")
     table = Table()
     headings = ("component", "parameters", "weights", "size", "inputs and outputs", "verified")
     measured = {} if summary.parity is None else summary.parity.components

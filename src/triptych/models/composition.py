@@ -22,8 +22,8 @@ SCHEMA_VERSION = 1
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
-SourceRole: TypeAlias = Literal["checkpoint", "config", "vae", "lora", "textual_inversion"]
-"""What a source gave: everything; configs and tokenizers; the VAE; an update of weights; tokens."""
+SourceRole: TypeAlias = Literal["checkpoint", "config", "unet", "vae", "lora", "textual_inversion"]
+"""What a source gave: everything; configs and tokenizers; a network; updates of weights; tokens."""
 
 
 @final

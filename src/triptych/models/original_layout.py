@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from triptych.errors import CheckpointError
 from triptych.models.stored_tensor import StoredTensor
 
 _UNET_MODULES: Final = {
@@ -98,6 +99,30 @@ def unet_name(name: str, *, layers_per_block: int, separator: str = ".") -> str 
             return f"{block}.".replace(".", separator) + resampler
     inside = _renamed(rest, _RESNET_MODULES, separator) if place.startswith("res") else rest
     return None if inside is None else f"{block}.{place}.".replace(".", separator) + inside
+
+
+def unet_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """A U-Net's weights by diffusers' names.
+
+    Args:
+        tensors: by the original names, without `model.diffusion_model.`.
+
+    Raises:
+        CheckpointError: a name that SDXL's U-Net has not.
+    """
+    # Block 0 is conv_in; what follows is one level, until a block that halves the picture.
+    halving = [int(name.split(".")[1]) for name in tensors if name.endswith(".0.op.weight")]
+    layers_per_block = min(halving, default=3) - 1
+    named: dict[str, StoredTensor] = {}
+    for original, tensor in tensors.items():
+        name = unet_name(original, layers_per_block=layers_per_block)
+        if name is None:
+            raise CheckpointError(
+                f"{tensor.file}: got {tensor.key}, want the names of SDXL's U-Net. It is another "
+                "model, or has tensors of another tool's besides."
+            )
+        named[name] = tensor
+    return named
 
 
 def vae_name(name: str, *, num_levels: int) -> str:

@@ -7,13 +7,13 @@ Source:
     names v_pred and ztsnr.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
 from triptych.errors import CheckpointError
-from triptych.models.original_layout import open_clip_tensors, unet_name, vae_tensors
+from triptych.models.original_layout import open_clip_tensors, unet_tensors, vae_tensors
 from triptych.models.stored_tensor import StoredTensor, read_header
 
 _UNET: Final = "model.diffusion_model."
@@ -34,14 +34,12 @@ class SingleFile:
     Attributes:
         path: the file.
         networks: the weights in each network's folder, by diffusers' names.
-        unused: keys that belong to no network.
         is_v_prediction: a key says that the U-Net predicts v, not the noise.
         is_zero_snr: a key says that it was trained to zero terminal signal-to-noise ratio.
     """
 
     path: Path
     networks: Mapping[str, Mapping[str, StoredTensor]]
-    unused: Sequence[str]
     is_v_prediction: bool
     is_zero_snr: bool
 
@@ -52,7 +50,7 @@ class SingleFile:
 
 
 def read_single_file(path: Path) -> SingleFile:
-    """Find the networks in a single file.
+    """Find the networks in a single file; what is of no network, such as averages, is passed over.
 
     Raises:
         CheckpointError: it is not safetensors, or holds no whole SDXL model.
@@ -72,20 +70,20 @@ def read_single_file(path: Path) -> SingleFile:
     }
     networks = {
         **{name: tensors for name, tensors in text_encoders.items() if tensors},
-        "unet": _unet_tensors(path, _without(found, _UNET)),
+        "unet": unet_tensors(_without(found, _UNET)),
         "vae": vae_tensors(_without(found, _VAE)),
     }
-    missing = [name for name in ("text_encoder_2", "vae") if not networks.get(name)]
+    is_refiner = any(key.startswith(_REFINER_OPEN_CLIP) for key in found)
+    wanted = ("text_encoder_2", "vae") if is_refiner else ("text_encoder", "text_encoder_2", "vae")
+    missing = [name for name in wanted if not networks.get(name)]
     if missing:
         raise CheckpointError(
             f"{path}: got no {' and no '.join(missing)}, want a whole SDXL model in one file. "
             "Some are published without a VAE or text encoders; take one that has them."
         )
-    prefixes = (_UNET, _VAE, _CLIP, _OPEN_CLIP, _REFINER_OPEN_CLIP)
     return SingleFile(
         path=path,
         networks=networks,
-        unused=tuple(sorted(key for key in found if not key.startswith(prefixes))),
         is_v_prediction="v_pred" in found,
         is_zero_snr="ztsnr" in found,
     )
@@ -125,20 +123,3 @@ def _without(found: Mapping[str, StoredTensor], prefix: str) -> dict[str, Stored
         for key, tensor in found.items()
         if key.startswith(prefix) and not key.endswith(_NOT_WEIGHTS)
     }
-
-
-def _unet_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    layers = _layers_per_block(tensors)
-    named = {unet_name(name, layers_per_block=layers): (name, tensors[name]) for name in tensors}
-    if None in named:
-        raise CheckpointError(
-            f"{path}: got {_UNET}{named[None][0]}, want the names of SDXL's U-Net. It is another "
-            "model, or has tensors of another tool's besides."
-        )
-    return {name: tensor for name, (_, tensor) in named.items() if name is not None}
-
-
-def _layers_per_block(tensors: Mapping[str, StoredTensor]) -> int:
-    """Blocks before the first that halves the picture; block 0 is conv_in."""
-    halving = [int(name.split(".")[1]) for name in tensors if name.endswith(".0.op.weight")]
-    return min(halving, default=3) - 1

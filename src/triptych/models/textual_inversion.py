@@ -16,6 +16,9 @@ from triptych.models.stored_tensor import StoredTensor, read_header
 EMBEDDINGS: Final = "text_model.embeddings.token_embedding.weight"
 """A text encoder's table of token embeddings, [vocabulary, width]."""
 
+LEARNED_EMBEDS: Final = "learned_embeds.safetensors"
+"""What trainers call the file in a folder of its own."""
+
 _NETWORKS: Final = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _UNNAMED: Final = "emb_params"
 

@@ -20,10 +20,10 @@ from triptych.models.composition import (
     fingerprint,
     write_composition,
 )
-from triptych.models.configs import read_json, setting
+from triptych.models.configs import JsonObject, read_json, setting
 from triptych.models.lora import apply_lora, lora_file
-from triptych.models.textual_inversion import read_textual_inversion
-from triptych.models.vae_source import read_vae
+from triptych.models.network_source import NetworkName, find_network
+from triptych.models.textual_inversion import LEARNED_EMBEDS, read_textual_inversion
 from triptych.workflows.compose_base import Networks, Part, Place, find_place, lay_out
 from triptych.workflows.compose_tokens import add_token
 
@@ -48,7 +48,7 @@ class NamedInversion:
     """A textual inversion to add.
 
     Attributes:
-        path: a safetensors file.
+        path: a safetensors file, or a folder with learned_embeds.safetensors.
         token: what prompts call it; None takes the name in the file, or the file's own.
     """
 
@@ -64,7 +64,8 @@ class ComposeRequest:
     Attributes:
         checkpoint: a folder in diffusers layout, or a single file in the original one.
         variant: its weight variant, such as "fp16".
-        vae: a folder or file of a VAE to take instead of the checkpoint's.
+        unet: a folder or file of a U-Net to take instead of the checkpoint's.
+        vae: the same of a VAE.
         loras: what to add to the weights of the U-Net and the text encoders.
         textual_inversions: tokens to add to the tokenizers and text encoders.
         config: a folder in diffusers layout with the configs and tokenizers of a single file.
@@ -73,6 +74,7 @@ class ComposeRequest:
 
     checkpoint: Path
     variant: str | None = None
+    unet: Path | None = None
     vae: Path | None = None
     loras: tuple[ScaledLora, ...] = ()
     textual_inversions: tuple[NamedInversion, ...] = ()
@@ -82,8 +84,9 @@ class ComposeRequest:
     @property
     def changes_nothing(self) -> bool:
         """Whether the checkpoint itself says it all."""
-        parts = (self.vae, self.loras, self.textual_inversions, self.config, self.download)
-        return not any(parts) and not self.checkpoint.is_file()
+        parts = (self.unet, self.vae, self.loras, self.textual_inversions, self.config)
+        is_here = self.checkpoint.is_dir() or not self.download
+        return is_here and not any(parts) and not self.checkpoint.is_file()
 
 
 def compose_checkpoint(
@@ -114,8 +117,10 @@ def compose_checkpoint(
             variant=request.variant,
             config=None if request.config is None else _place(request, request.config),
         )
+        if request.unet is not None:
+            parts.append(_take_network("unet", request.unet, request, folder, networks))
         if request.vae is not None:
-            parts.append(_take_vae(request, request.vae, folder, networks))
+            parts.append(_take_network("vae", request.vae, request, folder, networks))
         parts.extend(_add_lora(request, lora, folder, networks) for lora in request.loras)
         parts.extend(
             _add_inversion(request, inversion, folder, networks)
@@ -143,23 +148,31 @@ def _place(request: ComposeRequest, path: Path, *, variant: str | None = None) -
     return find_place(path, variant=variant, download=request.download)
 
 
-def _take_vae(request: ComposeRequest, vae: Path, folder: Path, networks: Networks) -> Part:
-    """Put another VAE in the place of the checkpoint's."""
-    place = _place(request, vae)
-    found = read_vae(place.path, variant=request.variant)
-    config_path = folder / "vae" / "config.json"
+def _take_network(
+    network: NetworkName, path: Path, request: ComposeRequest, folder: Path, networks: Networks
+) -> Part:
+    """Put another network in the place of the checkpoint's, with its config where it has one."""
+    place = _place(request, path)
+    found = find_network(network, place.path, variant=request.variant)
     if found.config is not None:
-        where = f"{place.path} config"
-        channels = setting(found.config, "latent_channels", int, where=where)
-        wanted = setting(read_json(config_path), "latent_channels", int, where=str(config_path))
-        if channels != wanted:
-            raise CheckpointError(
-                f"{where} 'latent_channels': got {channels}, want this model's {wanted}. It is the "
-                "VAE of another family of models."
-            )
+        config_path = folder / network / "config.json"
+        if network == "vae":
+            _check_latents(found.config, read_json(config_path), where=place.name)
         config_path.write_text(json.dumps(found.config, indent=2), encoding="utf-8")
-    networks["vae"] = found.tensors
-    return place.part(Source(role="vae", name=place.name))
+    networks[network] = found.tensors
+    return place.part(Source(role=network, name=place.name))
+
+
+def _check_latents(config: JsonObject, own: JsonObject, *, where: str) -> None:
+    """Refuse a VAE whose latents are not of the kind that the U-Net makes."""
+    channels, wanted = (
+        setting(one, "latent_channels", int, where=f"{where} config") for one in (config, own)
+    )
+    if channels != wanted:
+        raise CheckpointError(
+            f"{where} 'latent_channels': got {channels}, want this model's {wanted}. It is the VAE "
+            "of another family of models."
+        )
 
 
 def _add_lora(request: ComposeRequest, lora: ScaledLora, folder: Path, networks: Networks) -> Part:
@@ -184,7 +197,8 @@ def _add_inversion(
 ) -> Part:
     """Add a token to the tokenizers and text encoders that it has vectors for."""
     place = _place(request, inversion.path)
-    found = read_textual_inversion(place.path, networks, token=inversion.token)
+    file = place.path / LEARNED_EMBEDS if place.path.is_dir() else place.path
+    found = read_textual_inversion(file, networks, token=inversion.token)
     for network, vectors in found.vectors.items():
         add_token(found.token, vectors, network=network, folder=folder, networks=networks)
     source = Source(role="textual_inversion", name=place.name, token=found.token)
@@ -205,7 +219,7 @@ def _composition(parts: Sequence[Part], networks: Networks) -> Composition:
     labels: set[str] = set()
     sources = []
     for part in parts:
-        owned = [path for path in used if part.root in (path, *path.parents)]
+        owned = [path for path in used if _owner(path, parts) == part.root]
         for path in owned:
             if path not in files:
                 label = _new_label(part, path, labels)
@@ -214,6 +228,12 @@ def _composition(parts: Sequence[Part], networks: Networks) -> Composition:
         hashes = {files[path].label: files[path].sha256 for path in owned}
         sources.append(replace(part.source, sha256=hashes))
     return Composition(sources=tuple(sources), files=tuple(files.values()), networks=networks)
+
+
+def _owner(path: Path, parts: Sequence[Part]) -> Path:
+    """The innermost root that a file lies in: a LoRA may lie in a checkpoint's folder."""
+    around = [part.root for part in parts if part.root in (path, *path.parents)]
+    return max(around, key=lambda root: len(root.parts))
 
 
 def _new_label(part: Part, path: Path, labels: set[str]) -> str:

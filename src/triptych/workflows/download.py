@@ -7,7 +7,12 @@ from triptych.errors import CheckpointError
 
 _CONFIGS = ("model_index.json", "config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*")
 _STEMS = ("model", "diffusion_pytorch_model")
-_LORAS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
+_ADDITIONS = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "learned_embeds.safetensors",
+)
 
 
 def file_patterns(variant: str | None) -> tuple[str, ...]:
@@ -28,7 +33,7 @@ def file_patterns(variant: str | None) -> tuple[str, ...]:
         )
     ]
     anywhere = ("config.json", *weights)
-    return (*_CONFIGS, *_LORAS, *anywhere, *(f"*/{name}" for name in anywhere))
+    return (*_CONFIGS, *_ADDITIONS, *anywhere, *(f"*/{name}" for name in anywhere))
 
 
 def fetch_model(repo_id: str, *, variant: str | None) -> Path:

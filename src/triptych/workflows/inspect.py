@@ -17,6 +17,7 @@ from triptych.errors import BrokenInputError, BundleError, MissingDependencyErro
 from triptych.exporters import make_exporter
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.composition import Source
+from triptych.models.distilled import find_distillation
 from triptych.models.hub import local_path
 from triptych.models.tokenizer import load_tokenizer
 from triptych.sampling.pipeline import TOKENIZER_FOLDERS
@@ -75,6 +76,7 @@ class Summary:
         kind: base, refiner or inpainting.
         precision: what the bundle was exported as; None without a manifest.
         toolchain: versions that made it.
+        distilled: Turbo or LCM, as far as its scheduler tells; None for others.
         sources: what it was composed of, as its manifest or composition says.
         scheduler: its class, spacing and prediction type.
         components: what it holds.
@@ -88,6 +90,7 @@ class Summary:
     kind: str
     precision: str | None
     toolchain: dict[str, str]
+    distilled: str | None
     sources: tuple[Source, ...]
     scheduler: dict[str, object]
     components: tuple[ComponentSummary, ...]
@@ -103,6 +106,7 @@ class Summary:
             "kind": self.kind,
             "precision": self.precision,
             "toolchain": self.toolchain,
+            "distilled": self.distilled,
             "sources": msgspec.to_builtins(self.sources),
             "scheduler": self.scheduler,
             "components": [_component_json(component) for component in self.components],
@@ -152,6 +156,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         kind="inpainting" if bundle.config.is_inpainting else bundle.config.kind,
         precision=manifest.precision if manifest else None,
         toolchain=dict(manifest.toolchain) if manifest else {},
+        distilled=None if scheduler_problem else _distilled(path),
         sources=_bundle_sources(bundle),
         scheduler=scheduler,
         components=components,
@@ -165,6 +170,11 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         ),
         parity=manifest.parity if manifest else None,
     )
+
+
+def _distilled(path: Path) -> str | None:
+    found = find_distillation(path)
+    return None if found is None else found.name
 
 
 def _bundle_sources(bundle: Bundle) -> tuple[Source, ...]:

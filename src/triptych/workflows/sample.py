@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 
 from triptych.bundle.bundle import Bundle
 from triptych.bundle.store import replace_folder
+from triptych.models.distilled import distillation_warnings
 from triptych.runtimes.base import Execution, Runtime
 from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.decode import check_not_blank, pixels_from_image
@@ -134,7 +135,10 @@ def sample(
         },
         pixels=pixels,
         run=run,
-        warnings=tuple(truncation_warnings(done[0].prepared.encoded)),
+        warnings=(
+            *truncation_warnings(done[0].prepared.encoded),
+            *_settings_warnings(plan.stages[0]),
+        ),
     )
 
 
@@ -221,6 +225,16 @@ def _run_record(done: list[_Done], *, save_steps: list[int]) -> dict[str, object
         "interrupted_after": done[-1].last.index + 1 if done[-1].was_interrupted else None,
         "final_latents_sha256": (refiner or [base])[-1]["final_latents_sha256"],
     }
+
+
+def _settings_warnings(stage: Stage) -> Iterator[str]:
+    """One sentence for each setting that does not suit the model."""
+    settings = stage.settings
+    return distillation_warnings(
+        stage.bundle.folder,
+        guidance_scale=max(settings.guidance_schedule or (settings.guidance_scale,)),
+        num_inference_steps=settings.num_inference_steps,
+    )
 
 
 def truncation_warnings(encoded: EncodedPrompts) -> Iterator[str]:
