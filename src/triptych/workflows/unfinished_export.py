@@ -14,6 +14,7 @@ from triptych.bundle.manifest import ComponentRecord
 from triptych.errors import UsageError
 from triptych.exporters.base import ExportSettings
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.configs import read_json
 from triptych.types import ComponentName, FormatName
 
 _RECORDS = "finished.json"
@@ -37,12 +38,17 @@ def export_key(
     checkpoint: Checkpoint, components: Sequence[ComponentName], settings: ExportSettings
 ) -> str:
     """Tells exports apart whose components cannot be mixed."""
+    configs = {
+        name: read_json(checkpoint.component_folder(name) / "config.json") for name in components
+    }
     weights = {name: checkpoint.stored_tensors(name) for name in components}
     files = {
         file for stored in weights.values() for tensor in stored.values() for file in tensor.files
     }
     states = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    asked = msgspec.json.encode((triptych.__version__, settings, weights, states), enc_hook=str)
+    asked = msgspec.json.encode(
+        (triptych.__version__, settings, configs, weights, states), enc_hook=str
+    )
     return hashlib.sha256(asked).hexdigest()
 
 
