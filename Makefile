@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types layers fmt changelog sizes bench-sampler bench-generate bench-export ci clean
+.PHONY: demo test test-full-size lint types layers fmt changelog sizes bench-sampler bench-generate bench-export ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
@@ -12,6 +12,10 @@ demo: $(INSTALLED)
 # One thread a process: on networks this small several only wait for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
+
+# The U-Net at its published size, exported and compared with PyTorch: 20 GB of disk, minutes.
+test-full-size: $(INSTALLED)
+	$(BIN)/pytest -m full_size tests/full_size
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
