@@ -104,6 +104,13 @@ def export(
     num_jobs: Annotated[
         int, typer.Option("--num-jobs", min=1, help="Components exported at once.")
     ] = 2,
+    engine: Annotated[
+        Literal["triptych", "optimum"],
+        typer.Option(
+            "--engine",
+            help="Who converts. What optimum-onnx and optimum-intel write is verified alike.",
+        ),
+    ] = "triptych",
     measure_steps: Annotated[
         int,
         typer.Option(
@@ -149,6 +156,7 @@ def export(
         preview_decoder=preview_decoder,
         overwrite=overwrite,
         num_jobs=num_jobs,
+        engine=engine,
         measure_steps=measure_steps,
     )
     with progress_bars() as bars:

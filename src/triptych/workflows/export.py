@@ -24,6 +24,12 @@ from triptych.workflows.calibration import num_feeds
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
 from triptych.workflows.measured_parity import MEASURE_STEPS, measure_parity
+from triptych.workflows.optimum_export import (
+    DISTRIBUTIONS,
+    ExportEngine,
+    check_optimum,
+    run_optimum,
+)
 
 _KEPT_WEIGHT_BYTES = 1 << 30
 """A process that exported more weights than this is ended, which gives its memory back."""
@@ -61,6 +67,7 @@ class ExportRequest:
             preview_decoder/.
         overwrite: replace bundles that exist, each as a whole.
         num_jobs: components exported at once, each in a process of its own.
+        engine: who converts: triptych's exporters, or optimum's, which are then verified alike.
         measure_steps: steps of the run that tells what compression costs; 0 leaves it out.
     """
 
@@ -73,6 +80,7 @@ class ExportRequest:
     preview_decoder: Path | None = None
     overwrite: bool = False
     num_jobs: int = 2
+    engine: ExportEngine = "triptych"
     measure_steps: int = MEASURE_STEPS
 
 
@@ -100,8 +108,7 @@ def export_bundles(
     components = _choose_components(request, checkpoint)
     if not request.formats:
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
-    for name in request.formats:
-        make_exporter(name, request.settings)
+    _check_settings(request, checkpoint)
     _check_used(request, components)
     # Threads of one process for each core would wait for those of the others.
     num_threads = max(1, (os.cpu_count() or 1) // max(1, request.num_jobs))
@@ -117,6 +124,19 @@ def export_bundles(
             )
             for name in dict.fromkeys(request.formats)
         }
+
+
+def _check_settings(request: ExportRequest, checkpoint: Checkpoint) -> None:
+    """Refuse what an exporter does not have."""
+    if request.engine == "optimum":
+        others = {
+            "--component": bool(request.components),
+            "--variant": request.variant is not None,
+            "a preview decoder": checkpoint.preview_decoder is not None,
+        }
+        check_optimum(request.formats, request.settings.precision, others=others)
+    for name in request.formats:
+        make_exporter(name, request.settings)
 
 
 def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> None:
@@ -164,8 +184,13 @@ def _export_bundle(
 ) -> Path:
     target = request.output / to
     with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
-        _copy_assets(checkpoint, folder)
-        make_exporter(to, request.settings).export_assets(folder)
+        if request.engine == "optimum":
+            if progress is not None:
+                progress(to=to, component=components[0], stage="optimum", fraction=0.0)
+            run_optimum(checkpoint, folder, to=to, precision=request.settings.precision)
+        else:
+            _copy_assets(checkpoint, folder)
+            make_exporter(to, request.settings).export_assets(folder)
         records = _export_components(
             checkpoint,
             request,
@@ -181,7 +206,7 @@ def _export_bundle(
             kind=checkpoint.config.kind,
             precision=request.settings.precision,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            toolchain=_toolchain(),
+            toolchain=_toolchain(DISTRIBUTIONS if request.engine == "optimum" else ()),
             components=tuple(records),
             files=record_files(folder),
             settings=_format_settings(request.settings, to),
@@ -230,6 +255,7 @@ def _export_components(
             format=to,
             settings=request.settings,
             bundle=str(folder),
+            engine=request.engine,
         )
 
         def report(stage: str, fraction: float) -> None:
@@ -283,9 +309,9 @@ def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int 
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _toolchain() -> dict[str, str]:
+def _toolchain(more: Sequence[str]) -> dict[str, str]:
     versions = {"python": platform.python_version(), "os": platform.system().lower()}
-    for name in _TOOLCHAIN:
+    for name in (*_TOOLCHAIN, *more):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
