@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from triptych.testing import tiny_checkpoint
+from triptych.testing import tiny_checkpoint, write_single_file
 
 README = Path(__file__).parents[1] / "README.md"
+FACTORS = (("A", (2, 32)), ("B", (32, 2)))
 GUIDE = README.parent / "docs" / "sampling.md"
 
 
@@ -93,6 +96,35 @@ def test_the_parity_guide_s_commands_run_as_written(
         _run(["-m", "triptych.cli", *arguments], tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written > {"report.json", "report.html", "report.xml", "first.json", "budget.json"}
+
+
+@pytest.mark.slow
+def test_the_guide_to_checkpoints_runs_as_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "CHECKPOINT").symlink_to(checkpoint)
+    (tmp_path / "VAE").symlink_to(checkpoint / "vae")
+    write_single_file(checkpoint, tmp_path / "model.safetensors")
+    layer = "unet.mid_block.attentions.0.proj_in"
+    factors = {f"{layer}.lora_{name}.weight": torch.ones(shape) for name, shape in FACTORS}
+    for name in ("ink", "detail"):
+        save_file(factors, tmp_path / f"{name}.safetensors")
+    vectors = {"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 48)}
+    save_file(vectors, tmp_path / "cat.safetensors")
+    cached = tmp_path / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0"
+    (cached / "snapshots").mkdir(parents=True)
+    (cached / "snapshots" / "main").symlink_to(checkpoint)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("main", encoding="utf-8")
+    monkeypatch.setenv("HF_HUB_CACHE", str(cached.parent))
+    page = GUIDE.with_name("checkpoints.md")
+    commands = [line for block in _blocks("bash", page=page) for line in block.splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "triptych"
+        _run(["-m", "triptych.cli", *arguments], tmp_path)
+    assert (tmp_path / "cat" / "final.png").is_file()
 
 
 def test_the_readme_s_make_targets_exist() -> None:

@@ -16,6 +16,7 @@ from triptych.bundle.manifest import (
     write_manifest,
 )
 from triptych.errors import BundleError
+from triptych.models.composition import SourceRole
 from triptych.types import ComponentName, FormatName, Precision
 
 # Plain values, made into records inside the tests: the run-time checks of annotations draw from
@@ -49,6 +50,15 @@ components = st.fixed_dictionaries(
         "source_sha256": st.dictionaries(text, text, max_size=2),
         "verification": st.lists(verifications, max_size=2),
         "chunks": st.lists(text, max_size=2),
+    }
+)
+sources = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(get_args(SourceRole)),
+        "name": text,
+        "sha256": st.dictionaries(text, text, max_size=2),
+        "scale": st.none() | numbers,
+        "token": st.none() | text,
     }
 )
 distances = st.fixed_dictionaries({"rel_l2": numbers, "psnr_db": st.none() | numbers})
@@ -85,6 +95,7 @@ fields_of_a_manifest = st.fixed_dictionaries(
         "components": st.lists(components, max_size=2),
         "files": st.lists(files, max_size=2),
         "settings": st.dictionaries(text, counts | text, max_size=2),
+        "sources": st.lists(sources, max_size=2),
         "parity": st.none() | measured,
     }
 )

@@ -13,8 +13,9 @@ from triptych.bundle.bundle import Artifact, Bundle
 from triptych.errors import BundleError, UsageError
 from triptych.exporters import make_exporter
 from triptych.exporters import onnx as exporter_module
+from triptych.exporters._onnx_trace import OPSET
 from triptych.exporters.base import ExportSettings
-from triptych.exporters.onnx import EXTERNAL_DATA_NAME, OPSET
+from triptych.exporters.onnx import EXTERNAL_DATA_NAME
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.feeds import unet_feed
 from triptych.models.sdxl import COMPONENTS

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from triptych.errors import CheckpointError
-from triptych.models.checkpoint import open_checkpoint, read_header
+from triptych.models.checkpoint import open_checkpoint
 from triptych.models.modules import load_module
+from triptych.models.stored_tensor import read_header
 from triptych.types import ComponentName
 
 UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -104,7 +105,7 @@ def test_a_component_that_the_model_lacks_is_refused(copied: Path) -> None:
 def test_a_single_file_is_refused_with_what_to_do(checkpoint: Path) -> None:
     message = refusal(checkpoint / UNET_FILE)
     assert "single file" in message
-    assert "from_single_file" in message
+    assert "triptych compose" in message
 
 
 @pytest.mark.parametrize("name", ["absent", "unet"])

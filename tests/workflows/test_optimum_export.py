@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -74,7 +75,7 @@ def test_a_bundle_that_disagrees_does_not_appear(
     monkeypatch.setattr(workflow, "run_optimum", write_wrongly)
     with pytest.raises(VerificationError, match=r"text_encoder .* want at most 1e-05 for fp32"):
         export_bundles(request(checkpoint, tmp_path / "out", to="onnx"))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").iterdir())  # nothing to go on from either
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script")
@@ -110,3 +111,10 @@ def test_what_optimum_does_not_have_is_refused_at_once(
     with pytest.raises(UsageError, match=told):
         export_bundles(asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_optimums_is_not_gone_on_with(checkpoint: Path, tmp_path: Path) -> None:
+    """What it wrote is one whole; and what triptych finished is not a part of it."""
+    asked = replace(request(checkpoint, tmp_path / "out"), resume=True)
+    with pytest.raises(UsageError, match="got optimum with --resume, want neither"):
+        export_bundles(asked)

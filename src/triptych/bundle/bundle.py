@@ -18,6 +18,7 @@ from triptych.bundle.store import check_files
 from triptych.errors import BundleError
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.models.component import ComponentSpec
+from triptych.models.hub import local_path
 from triptych.models.sdxl import SdxlConfig, component_spec, read_sdxl_config
 from triptych.tensors import PortSpecs, fixed_axes
 from triptych.types import ComponentName, FormatName
@@ -157,7 +158,8 @@ def open_bundle(
 
     Args:
         path: a bundle written by triptych, a folder written by `optimum-cli export onnx` or
-            `optimum-cli export openvino`, or a checkpoint in diffusers layout.
+            `optimum-cli export openvino`, or a checkpoint in diffusers layout, which
+            may be a model's id on the hub that is in the cache.
         variant: the weight variant, for a checkpoint.
         preview_decoder: the folder of a preview decoder that is elsewhere, for a checkpoint.
         check_sizes: refuse a bundle whose files are missing or of another size than promised.
@@ -166,8 +168,11 @@ def open_bundle(
         BundleError: it is none of these, or files that the manifest names are missing.
         CheckpointError: it is a checkpoint, and not a whole one.
     """
+    path = local_path(path)
     if (path / MANIFEST_NAME).is_file():
         return _open_ours(path, check_sizes=check_sizes)
+    if path.suffix == ".safetensors" and path.is_file():
+        open_checkpoint(path)  # which says what to do with a file
     if (path / "model_index.json").is_file():
         return _open_foreign(path) or bundle_from_checkpoint(
             open_checkpoint(path, variant=variant, preview_decoder=preview_decoder)

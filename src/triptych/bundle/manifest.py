@@ -9,6 +9,7 @@ import msgspec
 
 from triptych.bundle.layouts import MANIFEST_NAME
 from triptych.errors import BundleError
+from triptych.models.composition import Source
 from triptych.types import ComponentName, FormatName, Precision
 
 SCHEMA_VERSION = 1
@@ -170,6 +171,7 @@ class Manifest:
         components: one record each.
         files: every file but the manifest.
         settings: the exporter's other settings, by name.
+        sources: what its checkpoint was composed of, the checkpoint itself first.
         parity: what compression costs, where weights were compressed and that was measured.
     """
 
@@ -182,6 +184,7 @@ class Manifest:
     components: tuple[ComponentRecord, ...]
     files: tuple[FileRecord, ...]
     settings: Mapping[str, int | str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
     parity: MeasuredParity | None = None
 
 

@@ -9,6 +9,7 @@ import triptych
 from triptych.cli.bisect import bisect
 from triptych.cli.check import check
 from triptych.cli.compare import compare
+from triptych.cli.compose import compose
 from triptych.cli.console import fail
 from triptych.cli.demo import demo
 from triptych.cli.doctor import doctor
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help"]},
 )
 for command in (
+    compose,
     export,
     encode,
     sample,

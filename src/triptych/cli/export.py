@@ -1,13 +1,24 @@
 """triptych export."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 import typer
 
+from triptych.cli.compose_options import (
+    ConfigOption,
+    DownloadOption,
+    LoraOption,
+    TextualInversionOption,
+    VaeOption,
+    parse_inversions,
+    parse_loras,
+)
 from triptych.cli.console import note, print_json, progress_bars, say, size_text
 from triptych.cli.inspect import parity_lines
 from triptych.cli.options import JsonOption, PreviewDecoderOption, VariantOption
+from triptych.errors import TriptychError
 from triptych.types import (
     ComponentName,
     CoreMlAttention,
@@ -19,15 +30,25 @@ from triptych.types import (
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from triptych.workflows.export_estimate import ExportEstimate
     from triptych.workflows.inspect import Summary
 
 ExportPrecision: TypeAlias = Literal[
     "fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic", "hybrid"
 ]
 
+_WORTH_TELLING = 1e9
+"""Bytes of bundles from which on a user is told beforehand what an export takes."""
+
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint in diffusers layout.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint in diffusers layout, a single file in SDXL's original one, or a "
+            "model's id on the hub."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Gets one folder for each format.")],
     *,
     to: Annotated[
@@ -97,13 +118,36 @@ def export(
         int, typer.Option("--calibrate-steps", min=1, help="Steps of each of those runs.")
     ] = 20,
     preview_decoder: PreviewDecoderOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
+    textual_inversion: TextualInversionOption = None,
+    config: ConfigOption = None,
+    download: DownloadOption = False,
     variant: VariantOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle, as a whole.")
     ] = False,
     num_jobs: Annotated[
-        int, typer.Option("--num-jobs", min=1, help="Components exported at once.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--num-jobs",
+            "--jobs",
+            min=1,
+            help="Components exported at once: 1 where one is large, else 2, if left out.",
+        ),
+    ] = None,
+    weights_in_place: Annotated[
+        bool,
+        typer.Option(
+            "--weights-in-place",
+            help="ONNX: link the checkpoint's safetensors instead of copying weights out of them. "
+            "On the checkpoint's filesystem, in its own precision.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from what the same export, which failed, finished."),
+    ] = False,
     engine: Annotated[
         Literal["triptych", "optimum"],
         typer.Option(
@@ -129,9 +173,20 @@ def export(
     """
     from triptych.exporters.base import CoreMlSettings, ExportSettings
     from triptych.workflows.calibration import read_calibration
-    from triptych.workflows.export import ExportRequest, export_bundles
+    from triptych.workflows.compose import ComposeRequest, composed
+    from triptych.workflows.export import ExportRequest, estimate_request, export_bundles
     from triptych.workflows.inspect import inspect_path
+    from triptych.workflows.unfinished_export import unfinished_exports
 
+    parts = ComposeRequest(
+        checkpoint=checkpoint,
+        variant=variant,
+        vae=vae,
+        loras=parse_loras(lora),
+        textual_inversions=parse_inversions(textual_inversion),
+        config=config,
+        download=download,
+    )
     request = ExportRequest(
         checkpoint=checkpoint,
         output=output,
@@ -141,6 +196,7 @@ def export(
             precision=precision,
             height_px=height_px,
             width_px=width_px,
+            weights_in_place=weights_in_place,
             calibration=None
             if calibrate is None
             else read_calibration(calibrate, num_inference_steps=calibrate_steps),
@@ -155,6 +211,7 @@ def export(
         variant=variant,
         preview_decoder=preview_decoder,
         overwrite=overwrite,
+        resume=resume,
         num_jobs=num_jobs,
         engine=engine,
         measure_steps=measure_steps,
@@ -170,7 +227,17 @@ def export(
                 tasks[key] = bars.add_task(f"{to} {component}", total=1.0, stage=stage)
             bars.update(tasks[key], completed=fraction, stage=stage)
 
-        bundles = export_bundles(request, progress=progress)
+        with composed(parts) as (folder, folder_variant):
+            request = replace(request, checkpoint=folder, variant=folder_variant)
+            estimate = estimate_request(request)
+            if estimate.disk_bytes > _WORTH_TELLING:
+                note(_estimate_text(estimate))
+            try:
+                bundles = export_bundles(request, progress=progress)
+            except TriptychError:
+                for left in unfinished_exports(output, request.formats):
+                    note(f"{left}: finished components; --resume goes on from them")
+                raise
     summaries = [inspect_path(folder) for folder in bundles.values()]
     if json:
         print_json([summary.to_json() for summary in summaries])
@@ -185,6 +252,14 @@ def export(
         for line in parity_lines(summary):
             say(f"  {line}")
     note(f"next: {_next_command(summaries[0])}")
+
+
+def _estimate_text(estimate: "ExportEstimate") -> str:
+    scratch = f" and {size_text(estimate.scratch_bytes)} meanwhile" * bool(estimate.scratch_bytes)
+    return (
+        f"about {size_text(estimate.disk_bytes)} on the disk{scratch}, "
+        f"{size_text(estimate.memory_bytes)} of memory, {estimate.seconds / 60:.0f} minutes"
+    )
 
 
 def _next_command(summary: "Summary") -> str:

@@ -64,6 +64,8 @@ def _print_summary(summary: "Summary") -> None:
     if summary.scheduler:
         settings = ", ".join(f"{name} {value}" for name, value in summary.scheduler.items())
         say(f"schedule: {settings}")
+    if summary.sources:
+        say(f"made of: {', '.join(source.text() for source in summary.sources)}")
     if summary.toolchain:
         tools = ", ".join(f"{name} {version}" for name, version in summary.toolchain.items())
         say(f"made with: {tools}")

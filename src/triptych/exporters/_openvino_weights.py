@@ -8,16 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from triptych.dependencies import import_optional
-from triptych.models.checkpoint import StoredTensor
 from triptych.models.precisions import ACTIVATION_GROUP, OPENVINO_GROUP, ROUNDS_ACTIVATIONS
-from triptych.types import Array, Precision
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
+from triptych.types import Precision
 
 if TYPE_CHECKING:
     import openvino
-    import torch
 
 _SMALLEST_GROUP = 16  # below that, scales weigh more than what four bits spare
 
@@ -35,20 +33,24 @@ def attach_weights(
         model: the graph; changed in place.
         stored: the weights by the names of their inputs.
         half: store float16 and widen at run time.
-        scratch: a folder for weights that are stored in another dtype than wanted. Must outlive
-            the model, because constants are mapped from files in it.
+        scratch: a folder for weights that are stored in another dtype than wanted, or made of
+            several.
     """
+    import torch
     from openvino import Type, opset13
 
-    from triptych.models.modules import read_tensors
+    from triptych.models.mapped import kept_on_disk
 
-    tensors = read_tensors(stored)
-    for index, parameter in enumerate(model.get_parameters()):
-        name = parameter.get_friendly_name()
-        if name not in tensors:
-            continue
-        array = _mapped(tensors[name], half=half, path=scratch / f"{index}")
-        source = opset13.constant(array, shared_memory=True)
+    dtype = torch.float16 if half else torch.float32
+    parameters = {
+        name: parameter
+        for parameter in model.get_parameters()
+        if (name := parameter.get_friendly_name()) in stored
+    }
+    for name, made in stream_tensors(stored, parameters):
+        parameter = parameters[name]
+        tensor = kept_on_disk(made, stored[name], dtype, scratch=scratch)
+        source = opset13.constant(tensor.numpy(), shared_memory=True)
         source.set_friendly_name(name)
         if half:
             source = opset13.convert(source, Type.f32)
@@ -57,20 +59,6 @@ def attach_weights(
             reader.replace_source_output(source.output(0))
         model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
-
-
-def _mapped(tensor: "torch.Tensor", *, half: bool, path: Path) -> Array:
-    """The weight as it lies in the checkpoint, or its converted copy in a file of its own."""
-    import torch
-
-    wanted = torch.float16 if half else torch.float32
-    if tensor.dtype == wanted or tensor.numel() == 0:
-        kept: Array = tensor.numpy()
-        return kept
-    dtype = np.dtype(np.float16 if half else np.float32)
-    copy = np.memmap(path, dtype=dtype, mode="w+", shape=tuple(tensor.shape))
-    copy[...] = tensor.to(wanted).numpy()
-    return copy
 
 
 def compress_weights(model: "openvino.Model", precision: Precision) -> "openvino.Model":

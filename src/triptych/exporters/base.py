@@ -66,6 +66,8 @@ class ExportSettings:
         width_px: as `height_px`.
         coreml: what only Core ML has.
         calibration: for hybrid, and nothing else.
+        weights_in_place: leave weights in the checkpoint's files, which the bundle then links. For
+            ONNX, of the checkpoint's own precision.
     """
 
     precision: Precision = "fp32"
@@ -73,6 +75,7 @@ class ExportSettings:
     width_px: int | None = None
     coreml: CoreMlSettings = field(default_factory=CoreMlSettings)
     calibration: CalibrationSettings | None = None
+    weights_in_place: bool = False
 
 
 @final

@@ -81,7 +81,8 @@ class CoreMlExporter:
         report("loading", 0.0)
         config, options = checkpoint.config, self.settings.coreml
         ports = built_ports(component, config, self.settings)
-        module = load_module(checkpoint, component, dtype=torch.float32)
+        # coremltools wants float32 weights, and keeps its own beside them.
+        module = load_module(checkpoint, component, dtype=torch.float32, scratch=folder)
         report("converting", 0.1)
         model = convert_module(
             apple_module(module, component, attention=options.attention),

@@ -5,32 +5,31 @@ same for 4 million parameters and for 2.6 billion. The weights then go from the 
 into the file one tensor at a time, converted on the way where the precision asks for it.
 """
 
-import io
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, final
 
-from triptych.bundle.layouts import ARTIFACT_FILES, component_bindings
+from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
+from triptych.errors import UsageError
 from triptych.exporters._onnx_graph import check_graph, describe_graph
+from triptych.exporters._onnx_in_place import leave_weights_in_place
 from triptych.exporters._onnx_quantization import quantize_graph
+from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
-from triptych.models.checkpoint import Checkpoint, StoredTensor
-from triptych.models.component import ComponentSpec
+from triptych.models.checkpoint import Checkpoint
 from triptych.models.precisions import check_export_precision, is_compressed
-from triptych.models.sdxl import SdxlConfig, component_precision, component_spec
+from triptych.models.sdxl import SdxlConfig, component_precision
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import stream_tensors
 from triptych.types import ComponentName, FormatName, Precision
 
 if TYPE_CHECKING:
     import onnx
     import torch
-
-OPSET = 18
-"""optimum-onnx 0.1.0's default (exporters/onnx/base.py)."""
 
 EXTERNAL_DATA_BYTES = 1 << 30
 """Graphs with more weights than this keep them beside the graph; protobuf ends at 2 GiB."""
@@ -40,13 +39,6 @@ EXTERNAL_DATA_NAME = "model.onnx_data"
 
 _ALIGNMENT_BYTES = 4096  # so that engines can map every tensor at a page
 _SMALL_TENSOR_BYTES = 1024  # stay in the graph, where shape inference can read them
-
-# Sizes to trace with. The latent edges are odd, so that the U-Net takes its upsample-to-size
-# path and the graph is right for every size divisible by 8, not only for multiples of 32.
-_TRACE_AXES = {"batch": 2, "height": 9, "width": 11}
-
-# What graphs call dynamic axes.
-_AXIS_NAMES = {"batch": "batch_size", "8*height": "height_px", "8*width": "width_px"}
 
 
 @final
@@ -70,7 +62,12 @@ class OnnxExporter:
         *,
         report: ExportReporter,
     ) -> None:
-        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB."""
+        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB.
+
+        Raises:
+            UsageError: weights are to stay in place, but none is stored in the graph's dtype.
+            OutputError: they are, but the checkpoint is on another filesystem.
+        """
         torch = import_optional("torch", "accelerate", "diffusers", "transformers", extra="export")
         from triptych.models.modules import skeleton_module
 
@@ -83,6 +80,9 @@ class OnnxExporter:
         report("weights", 0.4)
         path = folder / component / ARTIFACT_FILES["onnx"]
         path.parent.mkdir(exist_ok=True)
+        if self.settings.weights_in_place:
+            word = "F16" if dtype == torch.float16 else "F32"
+            leave_weights_in_place(model, stored, dtype=word, folder=path.parent)
         _attach_weights(model, stored, dtype=dtype, data_path=path.with_name(EXTERNAL_DATA_NAME))
         path.write_bytes(model.SerializeToString())
         del model
@@ -90,7 +90,7 @@ class OnnxExporter:
             report("quantising", 0.6)
             quantize_graph(path, precision)
         report("checking", 0.7)
-        check_graph(path)
+        check_graph(path, is_linked=self.settings.weights_in_place)
 
     def export_assets(self, folder: Path) -> None:
         """ONNX clients read the checkpoint's own tokenizers: nothing to write."""
@@ -109,94 +109,16 @@ def make_exporter(settings: ExportSettings) -> OnnxExporter:
     """An ONNX exporter with these settings.
 
     Raises:
-        UsageError: a precision that ONNX engines do not compute in.
+        UsageError: a precision that ONNX engines do not compute in, or that the checkpoint's own
+            weights are not in.
     """
     check_export_precision("onnx", settings.precision)
+    if settings.weights_in_place and is_compressed(settings.precision):
+        raise UsageError(
+            f"onnx: got precision {settings.precision!r} with weights in place, want fp32 or fp16: "
+            "compressed weights are others than the checkpoint's."
+        )
     return OnnxExporter(settings=settings)
-
-
-def trace_component(
-    module: "torch.nn.Module", component: ComponentName, checkpoint: Checkpoint
-) -> "onnx.ModelProto":
-    """Trace a module into a graph whose weights are still named inputs.
-
-    The graph has optimum's tensor names, and is where the OpenVINO exporter starts too.
-    """
-    import onnx
-    import torch
-
-    spec = component_spec(component, checkpoint.config)
-    bindings = component_bindings(component, checkpoint.config, artifact_format="onnx")
-    names = {
-        binding.name: binding.artifact_name for binding in (*bindings.inputs, *bindings.outputs)
-    }
-    inputs = [names[tensor.name] for tensor in spec.inputs]
-    module_outputs: tuple[str, ...] = module.output_names  # type: ignore[assignment]
-    outputs = [names.get(name, name) for name in module_outputs]
-    arguments = tuple(
-        torch.zeros(
-            [_trace_length(axis) for axis in tensor.shape], dtype=getattr(torch, tensor.dtype)
-        )
-        for tensor in spec.inputs
-    )
-    buffer = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        # The tracer warns of Python branches on shapes; the parity check at export runs the graph
-        # at other shapes. The TorchScript exporter is deprecated and seven times faster: ADR 3.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            arguments,
-            buffer,  # type: ignore[arg-type]  # a file object is fine for this exporter
-            dynamo=False,
-            export_params=False,
-            keep_initializers_as_inputs=True,  # else equal-looking skeleton weights are merged
-            do_constant_folding=False,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes=_dynamic_axes(spec, inputs, outputs),
-        )
-    model = onnx.load_model_from_string(buffer.getvalue())
-    _declare_output_shapes(model, spec)
-    return model
-
-
-def _trace_length(axis: int | str) -> int:
-    if isinstance(axis, int):
-        return axis
-    factor, star, name = axis.rpartition("*")
-    return (int(factor) if star else 1) * _TRACE_AXES[name]
-
-
-def _dynamic_axes(
-    spec: ComponentSpec, inputs: list[str], outputs: list[str]
-) -> dict[str, dict[int, str]]:
-    axes = {
-        name: {
-            index: _AXIS_NAMES.get(axis, axis)
-            for index, axis in enumerate(tensor.shape)
-            if isinstance(axis, str)
-        }
-        for name, tensor in zip(inputs, spec.inputs, strict=True)
-    }
-    return {**axes, **{name: {0: _AXIS_NAMES["batch"]} for name in outputs}}
-
-
-def _declare_output_shapes(model: "onnx.ModelProto", spec: ComponentSpec) -> None:
-    """Say the outputs' axes as the spec does; the tracer invents names for those it is not sure of.
-
-    All image-like outputs, and all hidden states, have the shape of the component's first output.
-    """
-    shape = spec.outputs[0].shape
-    for value in model.graph.output:
-        axes = value.type.tensor_type.shape.dim
-        if len(axes) == len(shape):
-            for axis, length in zip(axes, shape, strict=True):
-                if isinstance(length, int):
-                    axis.dim_value = length
-                else:
-                    axis.dim_param = _AXIS_NAMES.get(length, length)
 
 
 def _attach_weights(
@@ -217,7 +139,7 @@ def _attach_weights(
     total = sum(math.prod(stored[name].shape) for name in used) * element_bytes
     external = data_path.open("wb") if total > EXTERNAL_DATA_BYTES else None
     try:
-        for name, tensor in _stream(stored, used):
+        for name, tensor in stream_tensors(stored, used):
             converted = tensor.to(dtype)
             converted = converted.t().contiguous() if name in transposed else converted.contiguous()
             _add_initializer(model, name, converted, external)
@@ -227,19 +149,6 @@ def _attach_weights(
     inputs = [value for value in model.graph.input if value.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-
-
-def _stream(
-    stored: Mapping[str, StoredTensor], names: list[str]
-) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Weights one at a time, file by file, in the graph's order within a file."""
-    from safetensors import safe_open
-
-    for file in sorted({stored[name].file for name in names}):
-        with safe_open(file, framework="pt") as weights:
-            for name in names:
-                if stored[name].file == file:
-                    yield name, weights.get_tensor(stored[name].key)
 
 
 def _fold_transposes(model: "onnx.ModelProto", weights: set[str]) -> set[str]:

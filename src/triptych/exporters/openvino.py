@@ -22,10 +22,10 @@ import numpy as np
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
 from triptych.errors import BundleError, UsageError
+from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters._openvino_activations import quantize_hybrid
 from triptych.exporters._openvino_weights import attach_weights, compress_weights
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
-from triptych.exporters.onnx import trace_component
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.precisions import check_export_precision, is_compressed
 from triptych.models.sdxl import SdxlConfig, component_precision

@@ -3,7 +3,9 @@
 Imports torch when it is itself imported, so import it inside the function that needs it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Protocol, cast, final, runtime_checkable
 
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from triptych.errors import CheckpointError
-from triptych.models.checkpoint import Checkpoint, StoredTensor
+from triptych.models.checkpoint import Checkpoint
 from triptych.models.configs import read_json
+from triptych.models.mapped import is_large, kept_on_disk, widen_on_use
+from triptych.models.stored_tensor import StoredTensor
+from triptych.models.weights import read_tensor, stream_tensors
 from triptych.types import ComponentName
 
 
@@ -160,18 +165,56 @@ class PreviewDecoderModule(nn.Module):
 
 
 def load_module(
-    checkpoint: Checkpoint, component: ComponentName, *, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    component: ComponentName,
+    *,
+    dtype: torch.dtype,
+    scratch: Path | None = None,
 ) -> nn.Module:
     """One component with its weights; those already of `dtype` stay mapped from the file.
+
+    Args:
+        checkpoint: where the weights are.
+        component: which component.
+        dtype: what weights are converted to.
+        scratch: convert into mapped files of this folder instead of memory.
 
     Raises:
         CheckpointError: the weights do not fit the config.
     """
     module = _empty_module(checkpoint, component)
     stored = _match_parameters(module, checkpoint, component)
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(stored).items()}
+    tensors = {
+        name: tensor.to(dtype)
+        if scratch is None
+        else kept_on_disk(tensor, stored[name], dtype, scratch=scratch)
+        for name, tensor in stream_tensors(stored)
+    }
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def load_lean_module(
+    checkpoint: Checkpoint, component: ComponentName, *, dtype: torch.dtype
+) -> nn.Module:
+    """One component whose weights stay mapped, and are converted layer by layer as it runs.
+
+    The VAE is converted whole: it asks its layers for their dtype, and it is small.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+    """
+    if component in ("vae_encoder", "vae_decoder", "preview_decoder"):
+        return load_module(checkpoint, component, dtype=dtype)
+    module = _empty_module(checkpoint, component)
+    stored = _match_parameters(module, checkpoint, component)
+    late = [name for name, tensor in stored.items() if not tensor.is_plain and is_large(tensor)]
+    tensors = {name: _one_element(stored[name].shape, dtype=dtype) for name in late}
+    tensors |= stream_tensors(stored, stored.keys() - tensors.keys())
+    module.load_state_dict(tensors, strict=True, assign=True)
+    module.eval().requires_grad_(requires_grad=False)
+    widen_on_use(module, dtype, made={name: partial(read_tensor, stored[name]) for name in late})
+    return module
 
 
 def skeleton_module(
@@ -191,26 +234,26 @@ def skeleton_module(
     """
     module = _empty_module(checkpoint, component)
     stored = _match_parameters(module, checkpoint, component)
-    # Not zero: a division by a norm of nothing would trace, but warn.
     cells = {
-        name: torch.full((1,) * parameter.ndim, 1e-3, dtype=dtype).expand(parameter.shape)
+        name: _one_element(parameter.shape, dtype=dtype)
         for name, parameter in module.named_parameters()
     }
     module.load_state_dict(cells, strict=True, assign=True)
     return module.eval().requires_grad_(requires_grad=False), stored
 
 
-def read_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Map weights from their files; nothing is copied until a value is used."""
-    from safetensors import safe_open
+def _one_element(shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+    """A tensor of a shape that takes no memory. Not zero: a norm of nothing would warn."""
+    return torch.full((1,) * len(shape), 1e-3, dtype=dtype).expand(tuple(shape))
 
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        with safe_open(file, framework="pt") as weights:
-            for name, tensor in stored.items():
-                if tensor.file == file:
-                    tensors[name] = weights.get_tensor(tensor.key)
-    return tensors
+
+def check_weights(checkpoint: Checkpoint, component: ComponentName) -> None:
+    """Pair a component's weights with what its config implies; no weight is read.
+
+    Raises:
+        CheckpointError: one is missing, unknown, or of another shape.
+    """
+    _match_parameters(_empty_module(checkpoint, component), checkpoint, component)
 
 
 def _empty_module(checkpoint: Checkpoint, component: ComponentName) -> nn.Module:

@@ -78,7 +78,8 @@ class ClipTokenizer:
         bos_token_id: the start token, 49406 in SDXL.
         eos_token_id: the end token, 49407 in SDXL.
         pad_token_id: padding: 49407 in tokenizer, 0 in tokenizer_2.
-        literals: ids of the tokens that count wherever a text spells them exactly.
+        literals: ids of what counts wherever a text spells it exactly: special tokens, and tokens
+            of a textual inversion, which may stand for several.
         encode_piece: the ids of one piece of a word, lower-cased, without white space.
 
     Source:
@@ -90,7 +91,7 @@ class ClipTokenizer:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
-    literals: Mapping[str, int] = field(repr=False)
+    literals: Mapping[str, tuple[int, ...]] = field(repr=False)
     encode_piece: Callable[[str], list[int]] = field(repr=False)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
@@ -127,7 +128,7 @@ class ClipTokenizer:
         ids: list[int] = []
         for span in re.split(f"({'|'.join(map(re.escape, by_length))})", text):
             if span in self.literals:
-                ids.append(self.literals[span])
+                ids.extend(self.literals[span])
                 continue
             for word in _normalised_words(span):
                 for piece in _split_word(word):
@@ -177,9 +178,21 @@ def load_tokenizer(folder: Path) -> ClipTokenizer:
         bos_token_id=ids[special["bos_token"]],
         eos_token_id=ids[special["eos_token"]],
         pad_token_id=ids[special["pad_token"]],
-        literals={**added, **{token: ids[token] for token in special.values()}},
+        literals={
+            **{token: _vectors(token, added) for token in added},
+            **{token: (ids[token],) for token in special.values()},
+        },
         encode_piece=_make_piece_encoder(ids, merges, unk_token=special["unk_token"]),
     )
+
+
+def _vectors(token: str, added: Mapping[str, int]) -> tuple[int, ...]:
+    """A token's id and those of `token_1`, `token_2`, ...: the vectors of one textual inversion.
+
+    Source: diffusers 0.39 loaders/textual_inversion.py, _maybe_convert_prompt.
+    """
+    rest = itertools.takewhile(added.__contains__, (f"{token}_{n}" for n in itertools.count(1)))
+    return (added[token], *(added[name] for name in rest))
 
 
 def _check_texts(texts: Sequence[object]) -> None:

@@ -23,12 +23,15 @@ class RuntimeSettings:
         precision: the arithmetic to compute in, where the engine can choose.
         num_threads: CPU threads inside one operator.
         cache_dir: where compiled networks are kept for the next start, where the engine can.
+        low_memory: leave weights in their files and convert them each time they are used, however
+            long that takes, where the engine can.
     """
 
     device: str | None = None
     precision: Precision | None = None
     num_threads: int | None = None
     cache_dir: Path | None = None
+    low_memory: bool = False
 
 
 @final

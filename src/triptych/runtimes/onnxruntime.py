@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.runtimes._onnx_parts import open_parts
+from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
 from triptych.types import Array, FormatName, TensorMap
@@ -87,16 +89,31 @@ class OnnxRuntime:
     name: str = "onnxruntime"
     formats: tuple[FormatName, ...] = ("onnx",)
 
-    def open(self, artifact: Artifact) -> OnnxRuntimeSession:
-        """Load a graph on the provider; an absent provider is an error, never a CPU run."""
-        return self._open(artifact, None)
+    def open(self, artifact: Artifact) -> OnnxRuntimeSession | PartsSession:
+        """Load a graph on the provider; an absent provider is an error, never a CPU run.
+
+        With little memory nothing is loaded before it is run.
+        """
+        engine = _import_engine()
+        provider = self._check_settings(engine, artifact)
+        execution = self._execution(engine, provider, artifact)
+        if self.settings.low_memory:
+            return open_parts(
+                artifact.path,
+                open_graph=lambda graph: self._load(artifact, graph),
+                execution=execution,
+            )
+        return OnnxRuntimeSession(self._load(artifact, None), execution)
 
     def open_graph(self, graph: bytes, artifact: Artifact) -> OnnxRuntimeSession:
         """Load a graph that was made from an artifact's; external weights are the artifact's."""
-        return self._open(artifact, graph)
-
-    def _open(self, artifact: Artifact, graph: bytes | None) -> OnnxRuntimeSession:
         engine = _import_engine()
+        provider = self._check_settings(engine, artifact)
+        execution = self._execution(engine, provider, artifact)
+        return OnnxRuntimeSession(self._load(artifact, graph), execution)
+
+    def _check_settings(self, engine: ModuleType, artifact: Artifact) -> str:
+        """The provider, which is present."""
         provider = self.settings.device or _DEFAULT_PROVIDER
         available = engine.get_available_providers()
         if provider not in available:
@@ -111,11 +128,16 @@ class OnnxRuntime:
                 f"onnxruntime: got --precision {self.settings.precision}, but a graph runs in the "
                 f"precision it was exported in: {_declared(artifact)}. Export it again."
             )
+        return provider
+
+    def _load(self, artifact: Artifact, graph: bytes | None) -> "onnxruntime.InferenceSession":
+        engine = _import_engine()
+        provider = self.settings.device or _DEFAULT_PROVIDER
         options = self._options(engine)
         if graph is not None:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path.parent.absolute()))
         try:
-            session = engine.InferenceSession(
+            session: onnxruntime.InferenceSession = engine.InferenceSession(
                 graph or str(artifact.path),
                 sess_options=options,
                 providers=[provider],
@@ -130,7 +152,7 @@ class OnnxRuntime:
                 f"onnxruntime: {provider} is present but could not start; it chose "
                 f"{session.get_providers()[0]}. Check the provider's driver and libraries."
             )
-        return OnnxRuntimeSession(session, self._execution(engine, provider, artifact))
+        return session
 
     def probe(self) -> Probe:
         """Version and execution providers."""
@@ -158,6 +180,8 @@ class OnnxRuntime:
         options.log_severity_level = 3  # errors; its warnings concern its own graph rewriting
         level = _LEVELS[self.graph_optimization]
         options.graph_optimization_level = getattr(engine.GraphOptimizationLevel, level)
+        if self.settings.low_memory:
+            options.enable_cpu_mem_arena = False
         if self.settings.num_threads is not None:
             options.intra_op_num_threads = self.settings.num_threads
         return options

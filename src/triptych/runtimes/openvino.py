@@ -6,7 +6,7 @@ what to compute in, and asked afterwards what every node of the compiled network
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, final
@@ -15,6 +15,8 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
 from triptych.models.precisions import ROUNDS_ACTIVATIONS
+from triptych.runtimes._openvino_parts import open_parts
+from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
@@ -95,13 +97,16 @@ class OpenVino:
     name: str = "openvino"
     formats: tuple[FormatName, ...] = ("openvino", "onnx")
 
-    def open(self, artifact: Artifact) -> OpenVinoSession:
+    def open(self, artifact: Artifact) -> OpenVinoSession | PartsSession:
         """Compile a network for the device and ask what it runs in.
 
-        An absent device, or a precision that the device replaces by another, is an error.
+        An absent device, or a precision that the device replaces by another, is an error. With
+        little memory nothing is compiled before it is run.
         """
         engine = _import_engine()
         model = self.read(artifact)
+        if self.settings.low_memory:
+            return self._open_in_parts(engine, model, artifact)
         compiled = self.compile(model, artifact)
         rounded = rounded_activations(model)
         execution = self._execution(
@@ -116,6 +121,34 @@ class OpenVino:
                 "asked for. The device does not compute in it: leave --precision out."
             )
         return OpenVinoSession(compiled, artifact=artifact, execution=execution)
+
+    def _open_in_parts(
+        self, engine: ModuleType, model: "openvino.Model", artifact: Artifact
+    ) -> PartsSession:
+        execution = Execution(
+            runtime=self.name,
+            version=engine.__version__.partition("-")[0],
+            device=self.settings.device or _DEFAULT_DEVICE,
+            precision=self.settings.precision or "fp32",
+            details={"low_memory": "part by part; what nodes ran in was not read back"},
+        )
+        rounded = rounded_activations(model)
+
+        def compile_part(part: "openvino.Model") -> "openvino.CompiledModel":
+            if rounded:
+                part.set_rt_info(str(rounded), list(ROUNDS_ACTIVATIONS))
+            return self.compile(part, artifact)
+
+        bindings = artifact.bindings
+        return open_parts(
+            model,
+            compile_part=compile_part,
+            ports=(
+                _ports(model.inputs, {tensor.artifact_name for tensor in bindings.inputs}),
+                _ports(model.outputs, {tensor.artifact_name for tensor in bindings.outputs}),
+            ),
+            execution=execution,
+        )
 
     def read(self, artifact: Artifact) -> "openvino.Model":
         """An artifact's network as it is compiled."""
@@ -335,7 +368,9 @@ def _property(compiled: "openvino.CompiledModel", name: str) -> str:
     return value.to_string() if hasattr(value, "to_string") else str(value)
 
 
-def _ports(ports: "list[openvino.ConstOutput]", wanted: set[str]) -> tuple[TensorSpec, ...]:
+def _ports(
+    ports: "Sequence[openvino.ConstOutput | openvino.Output]", wanted: set[str]
+) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             name=next((name for name in sorted(port.get_names()) if name in wanted), "")

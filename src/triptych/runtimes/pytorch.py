@@ -86,7 +86,7 @@ class Pytorch:
     def open(self, artifact: Artifact) -> PytorchSession:
         """Build one component and map its weights."""
         torch = _import_engine()
-        from triptych.models.modules import load_module
+        from triptych.models.modules import load_lean_module, load_module
 
         device = self.settings.device or "cpu"
         present = _devices()
@@ -115,9 +115,14 @@ class Pytorch:
         stored = component_precision(
             component, checkpoint.config, self.rounded_weights or precision
         )
-        module = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
+        dtype = getattr(torch, _DTYPES[precision])
+        if self.settings.low_memory and stored == precision and device == "cpu":
+            module = load_lean_module(checkpoint, component, dtype=dtype)
+        else:
+            loaded = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
+            module = loaded.to(device, dtype)
         return PytorchSession(
-            module.to(device, getattr(torch, _DTYPES[precision])),
+            module,
             artifact=artifact,
             execution=Execution(
                 runtime=self.name,

@@ -4,7 +4,15 @@ Importing this package imports no framework; calling what is in it needs the `ex
 the contracts need the engine that they check.
 """
 
+from triptych.testing._single_file import write_single_file
 from triptych.testing.contract import check_exporter, check_runtime
+from triptych.testing.full_size import full_size_checkpoint
 from triptych.testing.tiny import tiny_checkpoint
 
-__all__ = ["check_exporter", "check_runtime", "tiny_checkpoint"]
+__all__ = [
+    "check_exporter",
+    "check_runtime",
+    "full_size_checkpoint",
+    "tiny_checkpoint",
+    "write_single_file",
+]

@@ -97,19 +97,24 @@ def _merged(symbols: tuple[str, ...], pair: Merge) -> tuple[str, ...]:
     return tuple(merged)
 
 
-def write_vocabulary(folder: Path) -> int:
-    """Write vocab.json and merges.txt, in CLIP's order, and return the vocabulary's size.
+def write_vocabulary(folder: Path, *, vocab_size: int | None = None) -> None:
+    """Write vocab.json and merges.txt, in CLIP's order.
 
     The order is: 256 bytes, the same 256 ending a word, the merges, start, end. That the end token
     has the highest id is what CLIP's pooling by argmax relies on.
+
+    Args:
+        folder: gets the files.
+        vocab_size: fill up to so many tokens, before start, with some that no text has.
     """
     symbols = byte_symbols()
     merges = learn_merges(PROMPT_WORDS, num_merges=NUM_MERGES)
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
     tokens += [left + right for left, right in merges]
+    num_unused = 0 if vocab_size is None else vocab_size - len(tokens) - 2
+    tokens += [f"<|unused{index}|>" for index in range(num_unused)]
     tokens += [START_TOKEN, END_TOKEN]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(vocabulary)

@@ -7,19 +7,21 @@ conditioning and the schedule are the published ones, quirks included. The pictu
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from triptych.errors import MissingDependencyError, UsageError
+from triptych.errors import MissingDependencyError
 from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER
 from triptych.models.published import SCHEDULER
+from triptych.testing._new_folder import new_folder
+from triptych.testing._noise import OUTPUT_GAINS, draw_parameter
 from triptych.testing._tokenizers import END_TOKEN, write_vocabulary
 
 if TYPE_CHECKING:
     import diffusers
     import torch
+    import transformers
 
 NUM_TOKENS = 77
 PROJECTION_DIM = 64
@@ -107,9 +109,6 @@ UNET_CHANGES: Mapping[TinyKind, Mapping[str, object]] = {
     "inpaint": {"in_channels": 9},
 }
 
-OUTPUT_GAINS: Mapping[str, float] = {"unet": 2.0, "vae": 0.5}
-"""Found by trying: noise_pred of standard deviation around 1, few pixels beyond -1 to 1."""
-
 PAD_TOKENS: Mapping[str, str] = {"tokenizer": END_TOKEN, "tokenizer_2": "!"}
 
 
@@ -143,25 +142,14 @@ def tiny_checkpoint(
         UsageError: `folder` is a file, or holds something.
         MissingDependencyError: torch, transformers or diffusers is not installed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "a folder that is not empty" if folder.is_dir() else "a file"
-        raise UsageError(
-            f"{folder}: got {what}, want an absent or empty folder. "
-            "Name another, or delete this one first."
-        )
-    target = folder.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        vocabulary, checkpoint = Path(scratch, "vocabulary"), Path(scratch, "checkpoint")
+    with new_folder(folder) as scratch:
+        vocabulary, checkpoint = scratch / "vocabulary", scratch / "checkpoint"
         vocabulary.mkdir()
         pipeline = _make_pipeline(vocabulary, seed=seed, kind=kind)
         pipeline.save_pretrained(checkpoint, safe_serialization=True)
         if preview_decoder:
             preview = _make_preview_decoder(seed=seed)
             preview.save_pretrained(checkpoint / PREVIEW_DECODER_FOLDER, safe_serialization=True)
-        if target.is_dir():
-            target.rmdir()  # only POSIX renames onto an empty folder
-        checkpoint.rename(target)
     return folder
 
 
@@ -183,16 +171,8 @@ def _make_pipeline(vocabulary: Path, *, seed: int, kind: TinyKind) -> "diffusers
         package = (error.name or "diffusers").partition(".")[0]
         raise MissingDependencyError(package=package, extra="export") from error
 
-    vocab_size = write_vocabulary(vocabulary)
-    tokenizers = {
-        name: transformers.CLIPTokenizer(
-            vocab_file=str(vocabulary / "vocab.json"),
-            merges_file=str(vocabulary / "merges.txt"),
-            pad_token=pad_token,
-            model_max_length=NUM_TOKENS,
-        )
-        for name, pad_token in PAD_TOKENS.items()
-    }
+    tokenizers = make_tokenizers(vocabulary)
+    vocab_size = len(tokenizers["tokenizer"])
     # Constructors draw first weights from torch's global CPU generator; no other device is touched.
     with torch.random.fork_rng(devices=[]):
         networks = {
@@ -233,30 +213,37 @@ def _make_preview_decoder(*, seed: int) -> "diffusers.AutoencoderTiny":
     return network
 
 
+def make_tokenizers(
+    vocabulary: Path, *, vocab_size: int | None = None
+) -> "dict[str, transformers.CLIPTokenizer]":
+    """Both tokenizers of SDXL on one small vocabulary, whose files go into an empty folder.
+
+    Args:
+        vocabulary: the folder.
+        vocab_size: how many ids they have; None takes as many as there are tokens.
+    """
+    import transformers
+
+    write_vocabulary(vocabulary, vocab_size=vocab_size)
+    return {
+        name: transformers.CLIPTokenizer(
+            vocab_file=str(vocabulary / "vocab.json"),
+            merges_file=str(vocabulary / "merges.txt"),
+            pad_token=pad_token,
+            model_max_length=NUM_TOKENS,
+        )
+        for name, pad_token in PAD_TOKENS.items()
+    }
+
+
 def _fill_with_noise(
     network: "torch.nn.Module", generator: np.random.Generator, *, output_gain: float
 ) -> None:
-    """Redraw every parameter so that signals keep their size and every input is felt.
-
-    Default initialisation shrinks signals layer by layer (kaiming_uniform with a = sqrt(5)), until
-    the U-Net hardly hears its conditioning. It also leaves norms at 1 and many biases at 0, so that
-    an exporter could drop them unnoticed. Weights here have variance 1/fan_in, scales are around 1
-    and biases around 0; `output_gain` multiplies the weights of a final convolution (conv_out).
-
-    NumPy draws the numbers: torch's own depend on the vector width of the processor.
-
-    Source:
-        LeCun et al. 1998, Efficient BackProp, section 4.6, for the variance.
-    """
+    """Redraw every parameter: see `draw_parameter`."""
     import torch
 
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            noise = generator.standard_normal(tuple(parameter.shape), dtype=np.float32)
-            if parameter.ndim > 1:
-                gain = output_gain if name.endswith("conv_out.weight") else 1.0
-                noise *= gain * parameter[0].numel() ** -0.5
-            else:
-                noise *= 0.1
-                noise += name.endswith("weight")
+            shape = tuple(parameter.shape)
+            noise = draw_parameter(name, shape, generator, output_gain=output_gain)
             parameter.copy_(torch.from_numpy(noise))

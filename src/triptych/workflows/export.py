@@ -5,23 +5,29 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 from triptych.bundle.manifest import SCHEMA_VERSION, ComponentRecord, Manifest, write_manifest
 from triptych.bundle.store import record_files, replace_folder
-from triptych.errors import UsageError
+from triptych.errors import TriptychError, UsageError
 from triptych.exporters import exporter_names, make_exporter
-from triptych.exporters.base import ExportSettings
+from triptych.exporters.base import CoreMlSettings, ExportSettings
 from triptych.models.checkpoint import Checkpoint, open_checkpoint
+from triptych.models.composition import Source
+from triptych.models.hub import model_name
 from triptych.models.precisions import is_compressed
 from triptych.parity.recording import StageReporter
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.calibration import num_feeds
-from triptych.workflows.export_process import ExportJob
+from triptych.workflows.export_components import (
+    ExportProgress,
+    choose_num_jobs,
+    export_components,
+)
+from triptych.workflows.export_estimate import ExportEstimate, check_disk, estimate_export
 from triptych.workflows.export_workers import ExportWorkers
 from triptych.workflows.measured_parity import MEASURE_STEPS, measure_parity
 from triptych.workflows.optimum_export import (
@@ -30,25 +36,18 @@ from triptych.workflows.optimum_export import (
     check_optimum,
     run_optimum,
 )
-
-_KEPT_WEIGHT_BYTES = 1 << 30
-"""A process that exported more weights than this is ended, which gives its memory back."""
+from triptych.workflows.unfinished_export import (
+    drop_finished,
+    export_key,
+    keep_finished,
+    take_finished,
+)
 
 _ASSETS = ("scheduler", "tokenizer", "tokenizer_2")
 _TOOLCHAIN = (
     "triptych", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino",
     "openvino-tokenizers", "nncf", "coremltools", "numpy"
 )  # fmt: skip
-
-
-@runtime_checkable
-class ExportProgress(Protocol):
-    """Told how far each component of each format is; may be called from several threads."""
-
-    def __call__(
-        self, *, to: FormatName, component: ComponentName, stage: str, fraction: float
-    ) -> None:
-        """`stage` is a word for people, `fraction` between 0 and 1 of the component."""
 
 
 @final
@@ -66,7 +65,9 @@ class ExportRequest:
         preview_decoder: the folder of a preview decoder that is not in the checkpoint's own
             preview_decoder/.
         overwrite: replace bundles that exist, each as a whole.
-        num_jobs: components exported at once, each in a process of its own.
+        resume: go on from what an export of the same that failed has finished.
+        num_jobs: components exported at once, each in a process of its own; None takes one of a
+            model with a large component, else two.
         engine: who converts: triptych's exporters, or optimum's, which are then verified alike.
         measure_steps: steps of the run that tells what compression costs; 0 leaves it out.
     """
@@ -79,7 +80,8 @@ class ExportRequest:
     variant: str | None = None
     preview_decoder: Path | None = None
     overwrite: bool = False
-    num_jobs: int = 2
+    resume: bool = False
+    num_jobs: int | None = None
     engine: ExportEngine = "triptych"
     measure_steps: int = MEASURE_STEPS
 
@@ -90,7 +92,8 @@ def export_bundles(
     """Export a checkpoint to one bundle for each format.
 
     Each bundle is written beside its place, every component is run against the PyTorch one it
-    came from, and only then is it renamed. A failure or a kill leaves no half bundle.
+    came from, and only then is it renamed. A failure or a kill leaves no half bundle. After a
+    failure the components that were finished are kept for an export that resumes.
 
     Returns:
         The bundle's folder for each format.
@@ -100,6 +103,7 @@ def export_bundles(
         CheckpointError: the checkpoint is not whole, or not SDXL.
         VerificationError: an exported component disagrees with PyTorch, or a run of a compressed
             bundle gives NaN.
+        OutputError: the disk cannot hold it.
         MissingDependencyError: the export extra is not installed.
     """
     checkpoint = open_checkpoint(
@@ -110,8 +114,13 @@ def export_bundles(
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
     _check_settings(request, checkpoint)
     _check_used(request, components)
+    check_disk(
+        estimate_export(checkpoint, components, formats=request.formats, settings=request.settings),
+        request.output,
+    )
     # Threads of one process for each core would wait for those of the others.
-    num_threads = max(1, (os.cpu_count() or 1) // max(1, request.num_jobs))
+    num_jobs = choose_num_jobs(request.num_jobs, checkpoint, components)
+    num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
     with ExportWorkers(num_threads=num_threads) as workers:
         return {
             name: _export_bundle(
@@ -120,6 +129,7 @@ def export_bundles(
                 workers,
                 to=name,
                 components=components,
+                num_jobs=num_jobs,
                 progress=progress,
             )
             for name in dict.fromkeys(request.formats)
@@ -131,12 +141,32 @@ def _check_settings(request: ExportRequest, checkpoint: Checkpoint) -> None:
     if request.engine == "optimum":
         others = {
             "--component": bool(request.components),
+            "--resume": request.resume,
+            "--weights-in-place": request.settings.weights_in_place,
             "--variant": request.variant is not None,
             "a preview decoder": checkpoint.preview_decoder is not None,
         }
         check_optimum(request.formats, request.settings.precision, others=others)
     for name in request.formats:
         make_exporter(name, request.settings)
+
+
+def estimate_request(request: ExportRequest) -> ExportEstimate:
+    """What an export will take of disk, memory and time, about. No weight is read.
+
+    Raises:
+        UsageError: an unknown format or component.
+        CheckpointError: the checkpoint is not whole, or not SDXL.
+    """
+    checkpoint = open_checkpoint(
+        request.checkpoint, variant=request.variant, preview_decoder=request.preview_decoder
+    )
+    return estimate_export(
+        checkpoint,
+        _choose_components(request, checkpoint),
+        formats=request.formats,
+        settings=request.settings,
+    )
 
 
 def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> None:
@@ -147,7 +177,12 @@ def _check_used(request: ExportRequest, components: Sequence[ComponentName]) -> 
             f"calibration: got prompts with precision {settings.precision!r}, want hybrid: no "
             "other looks at activations. Leave --calibrate out."
         )
-    plain = ExportSettings(precision=settings.precision, calibration=settings.calibration)
+    if settings.weights_in_place and set(request.formats) != {"onnx"}:
+        raise UsageError(
+            f"formats: got {', '.join(request.formats)} with weights in place, want onnx alone: "
+            "others have files of their own kind. Leave --weights-in-place out."
+        )
+    plain = replace(settings, height_px=None, width_px=None, coreml=CoreMlSettings())
     if "coreml" not in request.formats and request.settings != plain:
         raise UsageError(
             f"formats: got {', '.join(request.formats)} with settings that only coreml has "
@@ -180,9 +215,11 @@ def _export_bundle(
     *,
     to: FormatName,
     components: Sequence[ComponentName],
+    num_jobs: int,
     progress: ExportProgress | None,
 ) -> Path:
     target = request.output / to
+    key = export_key(checkpoint, components, request.settings)
     with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
         if request.engine == "optimum":
             if progress is not None:
@@ -191,15 +228,26 @@ def _export_bundle(
         else:
             _copy_assets(checkpoint, folder)
             make_exporter(to, request.settings).export_assets(folder)
-        records = _export_components(
-            checkpoint,
-            request,
-            workers,
-            to=to,
-            components=components,
-            folder=folder,
-            progress=progress,
-        )
+        found = take_finished(target, folder, key=key) if request.resume else ()
+        finished = {record.name: record for record in found}
+        try:
+            export_components(
+                checkpoint,
+                [name for name in components if name not in finished],
+                workers,
+                to=to,
+                settings=request.settings,
+                folder=folder,
+                num_jobs=num_jobs,
+                engine=request.engine,
+                finished=lambda record: finished.update({record.name: record}),
+                progress=progress,
+            )
+        except TriptychError:
+            if request.engine == "triptych":
+                keep_finished(folder, target, finished.values(), key=key)
+            raise
+        records = [finished[name] for name in components]
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             format=to,
@@ -210,6 +258,7 @@ def _export_bundle(
             components=tuple(records),
             files=record_files(folder),
             settings=_format_settings(request.settings, to),
+            sources=_sources(checkpoint, records),
         )
         write_manifest(manifest, folder)
         if request.measure_steps and any(is_compressed(record.precision) for record in records):
@@ -221,6 +270,7 @@ def _export_bundle(
                 report=_measuring(progress, to=to, component=components[-1]),
             )
             write_manifest(replace(manifest, parity=parity), folder)
+    drop_finished(target)
     return target
 
 
@@ -232,54 +282,6 @@ def _measuring(
             progress(to=to, component=component, stage=f"measuring, {stage}", fraction=1.0)
 
     return report
-
-
-def _export_components(
-    checkpoint: Checkpoint,
-    request: ExportRequest,
-    workers: ExportWorkers,
-    *,
-    to: FormatName,
-    components: Sequence[ComponentName],
-    folder: Path,
-    progress: ExportProgress | None,
-) -> list[ComponentRecord]:
-    preview = checkpoint.preview_decoder
-
-    def export_one(component: ComponentName) -> ComponentRecord:
-        job = ExportJob(
-            checkpoint=str(checkpoint.folder),
-            variant=checkpoint.variant,
-            preview_decoder=None if preview is None else str(preview),
-            component=component,
-            format=to,
-            settings=request.settings,
-            bundle=str(folder),
-            engine=request.engine,
-        )
-
-        def report(stage: str, fraction: float) -> None:
-            if progress is not None:
-                progress(to=to, component=component, stage=stage, fraction=fraction)
-
-        keep = _weight_bytes(checkpoint, component) <= _KEPT_WEIGHT_BYTES
-        record = workers.run(job, keep=keep, report=report)
-        report("done", 1.0)
-        return record
-
-    # The largest first, so that the last worker is not left alone with it.
-    order = sorted(components, key=lambda name: -_weight_bytes(checkpoint, name))
-    with ThreadPoolExecutor(max_workers=max(1, request.num_jobs)) as pool:
-        futures = {name: pool.submit(export_one, name) for name in order}
-        try:
-            return [futures[name].result() for name in components]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _weight_bytes(checkpoint: Checkpoint, component: ComponentName) -> int:
-    return sum(file.stat().st_size for file in checkpoint.component_files(component))
 
 
 def _copy_assets(checkpoint: Checkpoint, folder: Path) -> None:
@@ -307,6 +309,14 @@ def _format_settings(settings: ExportSettings, to: FormatName) -> dict[str, int 
             "calibration_feeds": num_feeds(settings.calibration),
         }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _sources(checkpoint: Checkpoint, records: Sequence[ComponentRecord]) -> tuple[Source, ...]:
+    """What the checkpoint was composed of; a folder that was not is its own only source."""
+    if checkpoint.composition is not None:
+        return checkpoint.composition.sources
+    hashes = {name: sha for record in records for name, sha in record.source_sha256.items()}
+    return (Source(role="checkpoint", name=model_name(checkpoint.folder), sha256=hashes),)
 
 
 def _toolchain(more: Sequence[str]) -> dict[str, str]:

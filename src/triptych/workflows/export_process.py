@@ -149,6 +149,9 @@ def _tensor_record(port: TensorSpec, names: dict[str, str]) -> TensorRecord:
 
 
 def _source_hashes(checkpoint: Checkpoint, component: ComponentName) -> dict[str, str]:
+    recorded = checkpoint.recorded_sha256(component)
+    if recorded:
+        return recorded
     parent = checkpoint.component_folder(component).parent  # a preview decoder may lie elsewhere
     return {
         file.relative_to(parent).as_posix(): file_sha256(file)

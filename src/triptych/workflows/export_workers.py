@@ -45,6 +45,8 @@ class ExportWorkers:
         """Each process computes in so many threads, unless OMP_NUM_THREADS is set."""
         self._num_threads = num_threads
         self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     def run(self, job: ExportJob, *, keep: bool, report: ExportReporter) -> ComponentRecord:
@@ -60,20 +62,37 @@ class ExportWorkers:
                 when it ended without a word.
         """
         report("starting", 0.0)
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker(num_threads=self._num_threads)
+        worker = self._take()
         try:
             record = worker.run(job, report=report)
         except BaseException:
-            worker.close()
+            self._release(worker, keep=False)
             raise
-        if keep:
-            with self._lock:
-                self._idle.append(worker)
-        else:
-            worker.close()
+        self._release(worker, keep=keep)
         return record
+
+    def stop(self) -> None:
+        """End every process, whatever it is doing, and begin no other; from any thread."""
+        with self._lock:
+            self._is_stopped = True
+            for worker in self._busy:
+                worker.kill()
+
+    def _take(self) -> "_Worker":
+        with self._lock:
+            if self._is_stopped:
+                raise BackendError("export: got a component after it was stopped.")
+            worker = self._idle.pop() if self._idle else _Worker(num_threads=self._num_threads)
+            self._busy.add(worker)
+        return worker
+
+    def _release(self, worker: "_Worker", *, keep: bool) -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            if keep and not self._is_stopped:
+                self._idle.append(worker)
+                return
+        worker.close()
 
     def __enter__(self) -> "ExportWorkers":
         return self
@@ -120,8 +139,12 @@ class _Worker:
             report(message.stage, message.fraction)
         raise BackendError(f"{job.component}: the export process {self._ending()}")
 
+    def kill(self) -> None:
+        """End the process; whoever follows it finds out."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, whatever it is doing, and forget it."""
         self._process.kill()
         self._process.wait()
         for stream in (*self._pipes(), self._talk):

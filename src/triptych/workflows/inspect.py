@@ -1,10 +1,13 @@
 """Say what a checkpoint or bundle holds, and what is missing or corrupt."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
+
+import msgspec
 
 from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.bundle.layouts import MANIFEST_NAME
@@ -13,6 +16,8 @@ from triptych.bundle.store import find_damage
 from triptych.errors import BrokenInputError, BundleError, MissingDependencyError, ScheduleError
 from triptych.exporters import make_exporter
 from triptych.models.checkpoint import Checkpoint
+from triptych.models.composition import Source
+from triptych.models.hub import local_path
 from triptych.models.tokenizer import load_tokenizer
 from triptych.sampling.pipeline import TOKENIZER_FOLDERS
 from triptych.sampling.scheduler_config import read_scheduler_config
@@ -20,7 +25,14 @@ from triptych.tensors import TensorSpec
 from triptych.types import ComponentName
 from triptych.workflows.contract import contract_problems
 
-_STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_STORED_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 
 
 @final
@@ -63,6 +75,7 @@ class Summary:
         kind: base, refiner or inpainting.
         precision: what the bundle was exported as; None without a manifest.
         toolchain: versions that made it.
+        sources: what it was composed of, as its manifest or composition says.
         scheduler: its class, spacing and prediction type.
         components: what it holds.
         problems: what is missing or corrupt; empty when nothing is.
@@ -75,6 +88,7 @@ class Summary:
     kind: str
     precision: str | None
     toolchain: dict[str, str]
+    sources: tuple[Source, ...]
     scheduler: dict[str, object]
     components: tuple[ComponentSummary, ...]
     problems: tuple[str, ...]
@@ -89,6 +103,7 @@ class Summary:
             "kind": self.kind,
             "precision": self.precision,
             "toolchain": self.toolchain,
+            "sources": msgspec.to_builtins(self.sources),
             "scheduler": self.scheduler,
             "components": [_component_json(component) for component in self.components],
             "problems": list(self.problems),
@@ -103,6 +118,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         BundleError: the folder is no bundle and no checkpoint.
         CheckpointError: it is a checkpoint, and its configs or weights are not whole.
     """
+    path = local_path(path)
     damage: tuple[str, ...] = ()
     if (path / MANIFEST_NAME).is_file():
         damage = find_damage(path, read_manifest(path).files)
@@ -136,6 +152,7 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         kind="inpainting" if bundle.config.is_inpainting else bundle.config.kind,
         precision=manifest.precision if manifest else None,
         toolchain=dict(manifest.toolchain) if manifest else {},
+        sources=_bundle_sources(bundle),
         scheduler=scheduler,
         components=components,
         problems=(
@@ -148,6 +165,17 @@ def inspect_path(path: Path, *, variant: str | None = None) -> Summary:
         ),
         parity=manifest.parity if manifest else None,
     )
+
+
+def _bundle_sources(bundle: Bundle) -> tuple[Source, ...]:
+    if bundle.manifest is not None:
+        return bundle.manifest.sources
+    compositions = [
+        artifact.checkpoint.composition
+        for artifact in bundle.artifacts.values()
+        if artifact.checkpoint is not None and artifact.checkpoint.composition is not None
+    ]
+    return compositions[0].sources if compositions else ()
 
 
 def _origin(bundle: Bundle) -> str:
@@ -189,19 +217,21 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
 
 def _summarise_weights(artifact: Artifact, checkpoint: Checkpoint) -> ComponentSummary:
     histogram = Counter[str]()
-    for tensor in checkpoint.stored_tensors(artifact.spec.name).values():
-        size = 1
-        for length in tensor.shape:
-            size *= length
-        histogram[_STORED_DTYPES.get(tensor.dtype, tensor.dtype)] += size
+    stored = checkpoint.stored_tensors(artifact.spec.name).values()
+    for tensor in stored:
+        histogram[_STORED_DTYPES.get(tensor.dtype, tensor.dtype)] += math.prod(tensor.shape)
     files = checkpoint.component_files(artifact.spec.name)
+    if checkpoint.composition is None:
+        size_bytes = sum(file.stat().st_size for file in files)
+    else:  # one file may hold all components
+        size_bytes = sum(tensor.size_bytes for tensor in stored)
     return ComponentSummary(
         name=artifact.spec.name,
         num_parameters=sum(histogram.values()),
         weight_dtypes=dict(histogram),
         inputs=artifact.spec.inputs,
         outputs=artifact.spec.outputs,
-        size_bytes=sum(file.stat().st_size for file in files),
+        size_bytes=size_bytes,
         opset=None,
         verified=None,
     )

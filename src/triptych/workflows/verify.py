@@ -10,9 +10,13 @@ from triptych.models.prompts import prompt_ids
 from triptych.parity.compare import compare, passes
 from triptych.parity.limits import COMPONENT_REL_L2
 from triptych.runtimes import make_runtime
+from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.checked import CheckedSession
 from triptych.tensors import fixed_axes
 from triptych.types import Precision
+
+_LEAN_PARAMETERS = 1 << 28
+"""Components of more parameters, 1 GiB in float32, are run with their weights left in the files."""
 
 
 def verify_artifact(
@@ -39,21 +43,22 @@ def verify_artifact(
     """
     component = artifact.spec.name
     reference = bundle_from_checkpoint(checkpoint).artifact(component)
-    engine = make_runtime(engine_name)
+    lean = RuntimeSettings(low_memory=facts.num_parameters > _LEAN_PARAMETERS)
+    engine = make_runtime(engine_name, lean)
     limit = COMPONENT_REL_L2[precision]
     records = []
-    with (
-        CheckedSession(make_runtime("pytorch").open(reference), reference) as expected_session,
-        CheckedSession(engine.open(artifact), artifact) as actual_session,
-    ):
-        input_ids = prompt_ids(checkpoint.folder, component)
-        axes = fixed_axes(artifact.ports.inputs, {port.name: port.shape for port in facts.inputs})
-        for case in component_cases(
-            component, checkpoint.config, input_ids=input_ids, fixed_axes=axes
-        ):
-            expected = expected_session.run(case.feed)
-            actual = actual_session.run(case.feed)
-            for tensor, value in expected.items():
+    input_ids = prompt_ids(checkpoint.folder, component)
+    axes = fixed_axes(artifact.ports.inputs, {port.name: port.shape for port in facts.inputs})
+    cases = list(
+        component_cases(component, checkpoint.config, input_ids=input_ids, fixed_axes=axes)
+    )
+    # One after the other: side by side they would take the memory of both.
+    with CheckedSession(make_runtime("pytorch", lean).open(reference), reference) as session:
+        expected = [session.run(case.feed) for case in cases]
+    with CheckedSession(engine.open(artifact), artifact) as session:
+        for case, wanted in zip(cases, expected, strict=True):
+            actual = session.run(case.feed)
+            for tensor, value in wanted.items():
                 found = compare(actual[tensor], value, component=component, tensor=tensor)
                 if not passes(found, rel_l2_limit=limit):
                     raise VerificationError(

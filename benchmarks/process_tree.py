@@ -1,0 +1,102 @@
+"""Peak memory, time and bytes written of a command and every process that it starts. For Linux."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a command took.
+
+    Attributes:
+        seconds: of wall time.
+        peak_bytes: private (anonymous) memory of all its processes at one time: what the machine
+            must have. What the system keeps of mapped files is not in it.
+        written_bytes: handed to the system to be written, by processes that lived for a poll.
+        exit_code: 0 where all went well; negative where it was stopped.
+        ending: why it was stopped, or its last words; empty where all went well.
+    """
+
+    seconds: float
+    peak_bytes: int
+    written_bytes: int
+    exit_code: int
+    ending: str
+
+
+def measure(
+    command: Sequence[str],
+    *,
+    log: Path,
+    memory_limit_bytes: int,
+    seconds_limit: float,
+    environment: dict[str, str] | None = None,
+) -> Measured:
+    """Run a command to its end, or until it takes more memory or time than allowed."""
+    started = time.perf_counter()
+    peak, written, ending = 0, dict[int, int](), ""
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+        while process.poll() is None:
+            pids = _tree(process.pid)
+            memory = sum(_status_bytes(pid, "RssAnon") for pid in pids)
+            peak = max(peak, memory)
+            written.update({pid: _written(pid) for pid in pids})
+            seconds = time.perf_counter() - started
+            if memory > memory_limit_bytes:
+                ending = f"stopped at {memory / 2**30:.1f} GiB after {seconds:.0f} s"
+            elif seconds > seconds_limit:
+                ending = f"stopped after {seconds:.0f} s"
+            if ending:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            time.sleep(POLL_SECONDS)
+    if process.returncode and not ending:
+        ending = "\n".join(log.read_text(errors="replace").splitlines()[-3:])
+    return Measured(
+        seconds=time.perf_counter() - started,
+        peak_bytes=peak,
+        written_bytes=sum(written.values()),
+        exit_code=process.returncode,
+        ending=ending,
+    )
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += _tree(int(child))
+    except OSError:  # it has ended
+        pass
+    return found
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def _written(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("wchar")), 0)
