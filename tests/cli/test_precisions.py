@@ -1,6 +1,7 @@
 """`triptych precisions`, and the page that shows the same table."""
 
 import json
+import re
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -45,7 +46,9 @@ def test_the_list_names_every_precision() -> None:
 
 def test_the_page_has_the_same_table() -> None:
     """After a change: put `page_table()` there."""
-    assert page_table() in PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    assert page_table() in page
+    assert re.findall(r"```bash\n(.*?)```", page, re.DOTALL) == ["triptych precisions\n"]
 
 
 def page_table() -> str:

@@ -251,6 +251,25 @@ def test_one_node_gives_nearly_what_it_gave(
     assert rel_l2(found, expected) < limit
 
 
+@pytest.mark.parametrize("precision", COMPRESSED)
+def test_one_product_may_follow_another(precision: Precision, tmp_path: Path) -> None:
+    """No name is given twice where an output is the next one's input."""
+    first, second = (RANDOM.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 64]) for name in "xz"]
+    nodes = [
+        helper.make_node("MatMul", [a, w], [b]) for a, w, b in (("x", "v", "y"), ("y", "w", "z"))
+    ]
+    weights = [numpy_helper.from_array(first, "v"), numpy_helper.from_array(second, "w")]
+    graph = helper.make_graph(nodes, "graph", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    feed = RANDOM.standard_normal((8, 64)).astype(np.float32)
+    quantize_graph(path, precision)
+    limit = 0.3 if precision == "int4" else 0.08
+    assert rel_l2(output(path, feed), feed @ first @ second) < limit
+
+
 def test_a_channel_of_zeros_stays_zero(tmp_path: Path) -> None:
     weight = RANDOM.standard_normal((4, 64, 3, 3)).astype(np.float32)
     weight[1] = 0

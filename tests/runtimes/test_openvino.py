@@ -172,6 +172,14 @@ def test_activations_are_rounded_where_the_bundle_says_so(
     }
 
 
+@needs_bf16
+def test_the_rest_of_int8_dynamic_can_be_computed_in_bf16(dynamic_bundle: Bundle) -> None:
+    runtime = make_runtime("openvino", RuntimeSettings(precision="bf16"))
+    with open_session(runtime, dynamic_bundle, "text_encoder") as encoder:
+        assert encoder.execution.precision == "int8-dynamic"
+        assert encoder.execution.details["inference_precision_hint"] == "bf16"
+
+
 def test_a_bundle_that_rounds_nothing_it_should_fails_the_check(
     recording: Recording, dynamic_bundle: Bundle
 ) -> None:

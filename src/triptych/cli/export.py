@@ -150,6 +150,13 @@ def export(
         bool,
         typer.Option("--resume", help="Go on from what the same export, which failed, finished."),
     ] = False,
+    engine: Annotated[
+        Literal["triptych", "optimum"],
+        typer.Option(
+            "--engine",
+            help="Who converts. What optimum-onnx and optimum-intel write is verified alike.",
+        ),
+    ] = "triptych",
     measure_steps: Annotated[
         int,
         typer.Option(
@@ -209,6 +216,7 @@ def export(
         overwrite=overwrite,
         resume=resume,
         num_jobs=num_jobs,
+        engine=engine,
         measure_steps=measure_steps,
     )
     with progress_bars() as bars:

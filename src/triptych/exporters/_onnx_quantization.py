@@ -205,7 +205,7 @@ class _Rewriter:
         source, name = node.input
         nodes = []
         if source not in self.rounded:
-            self.rounded[source] = (f"{source}/rounded", f"{source}/scale", f"{source}/zero")
+            self.rounded[source] = (f"{source}/rounded", f"{source}/step", f"{source}/zero")
             nodes.append(helper.make_node("DynamicQuantizeLinear", [source], self.rounded[source]))
         rounded, step, zero = self.rounded[source]
         integers, scale = _by_channel(weight, axis=1, largest=_LARGEST_OF_7_BITS)

@@ -30,6 +30,12 @@ from triptych.workflows.export_components import (
 from triptych.workflows.export_estimate import ExportEstimate, check_disk, estimate_export
 from triptych.workflows.export_workers import ExportWorkers
 from triptych.workflows.measured_parity import MEASURE_STEPS, measure_parity
+from triptych.workflows.optimum_export import (
+    DISTRIBUTIONS,
+    ExportEngine,
+    check_optimum,
+    run_optimum,
+)
 from triptych.workflows.unfinished_export import (
     drop_finished,
     export_key,
@@ -62,6 +68,7 @@ class ExportRequest:
         resume: go on from what an export of the same that failed has finished.
         num_jobs: components exported at once, each in a process of its own; None takes one of a
             model with a large component, else two.
+        engine: who converts: triptych's exporters, or optimum's, which are then verified alike.
         measure_steps: steps of the run that tells what compression costs; 0 leaves it out.
     """
 
@@ -75,6 +82,7 @@ class ExportRequest:
     overwrite: bool = False
     resume: bool = False
     num_jobs: int | None = None
+    engine: ExportEngine = "triptych"
     measure_steps: int = MEASURE_STEPS
 
 
@@ -104,8 +112,7 @@ def export_bundles(
     components = _choose_components(request, checkpoint)
     if not request.formats:
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
-    for name in request.formats:
-        make_exporter(name, request.settings)
+    _check_settings(request, checkpoint)
     _check_used(request, components)
     check_disk(
         estimate_export(checkpoint, components, formats=request.formats, settings=request.settings),
@@ -127,6 +134,21 @@ def export_bundles(
             )
             for name in dict.fromkeys(request.formats)
         }
+
+
+def _check_settings(request: ExportRequest, checkpoint: Checkpoint) -> None:
+    """Refuse what an exporter does not have."""
+    if request.engine == "optimum":
+        others = {
+            "--component": bool(request.components),
+            "--resume": request.resume,
+            "--weights-in-place": request.settings.weights_in_place,
+            "--variant": request.variant is not None,
+            "a preview decoder": checkpoint.preview_decoder is not None,
+        }
+        check_optimum(request.formats, request.settings.precision, others=others)
+    for name in request.formats:
+        make_exporter(name, request.settings)
 
 
 def estimate_request(request: ExportRequest) -> ExportEstimate:
@@ -199,8 +221,13 @@ def _export_bundle(
     target = request.output / to
     key = export_key(checkpoint, components, request.settings)
     with replace_folder(target, overwrite=request.overwrite, marker="model_index.json") as folder:
-        _copy_assets(checkpoint, folder)
-        make_exporter(to, request.settings).export_assets(folder)
+        if request.engine == "optimum":
+            if progress is not None:
+                progress(to=to, component=components[0], stage="optimum", fraction=0.0)
+            run_optimum(checkpoint, folder, to=to, precision=request.settings.precision)
+        else:
+            _copy_assets(checkpoint, folder)
+            make_exporter(to, request.settings).export_assets(folder)
         found = take_finished(target, folder, key=key) if request.resume else ()
         finished = {record.name: record for record in found}
         try:
@@ -212,11 +239,13 @@ def _export_bundle(
                 settings=request.settings,
                 folder=folder,
                 num_jobs=num_jobs,
+                engine=request.engine,
                 finished=lambda record: finished.update({record.name: record}),
                 progress=progress,
             )
         except TriptychError:
-            keep_finished(folder, target, finished.values(), key=key)
+            if request.engine == "triptych":
+                keep_finished(folder, target, finished.values(), key=key)
             raise
         records = [finished[name] for name in components]
         manifest = Manifest(
@@ -225,7 +254,7 @@ def _export_bundle(
             kind=checkpoint.config.kind,
             precision=request.settings.precision,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            toolchain=_toolchain(),
+            toolchain=_toolchain(DISTRIBUTIONS if request.engine == "optimum" else ()),
             components=tuple(records),
             files=record_files(folder),
             settings=_format_settings(request.settings, to),
@@ -290,9 +319,9 @@ def _sources(checkpoint: Checkpoint, records: Sequence[ComponentRecord]) -> tupl
     return (Source(role="checkpoint", name=model_name(checkpoint.folder), sha256=hashes),)
 
 
-def _toolchain() -> dict[str, str]:
+def _toolchain(more: Sequence[str]) -> dict[str, str]:
     versions = {"python": platform.python_version(), "os": platform.system().lower()}
-    for name in _TOOLCHAIN:
+    for name in (*_TOOLCHAIN, *more):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -11,6 +11,7 @@ from triptych.models.checkpoint import Checkpoint
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.export_process import ExportJob
 from triptych.workflows.export_workers import ExportWorkers
+from triptych.workflows.optimum_export import ExportEngine
 
 LARGE_BYTES = 1 << 30
 """A component of more weights than this is exported alone, and its process is ended afterwards,
@@ -36,6 +37,7 @@ def export_components(
     settings: ExportSettings,
     folder: Path,
     num_jobs: int,
+    engine: ExportEngine,
     finished: Callable[[ComponentRecord], None],
     progress: ExportProgress | None,
 ) -> None:
@@ -52,6 +54,7 @@ def export_components(
         settings: as asked for.
         folder: the bundle.
         num_jobs: how many at once.
+        engine: who converts; what optimum has written is only verified.
         finished: told of each component that stands in the folder.
         progress: told how far each is.
 
@@ -69,6 +72,7 @@ def export_components(
             format=to,
             settings=settings,
             bundle=str(folder),
+            engine=engine,
         )
 
         def report(stage: str, fraction: float) -> None:

@@ -28,6 +28,8 @@ from triptych.models.checkpoint import Checkpoint, open_checkpoint
 from triptych.tensors import TensorSpec
 from triptych.types import ComponentName, FormatName
 from triptych.workflows.calibration import record_feeds
+from triptych.workflows.check_candidates import stored_precision
+from triptych.workflows.optimum_export import ExportEngine
 from triptych.workflows.verify import verify_artifact
 
 
@@ -44,6 +46,7 @@ class ExportJob:
         format: to which format.
         settings: as asked for; the VAE may keep a higher precision.
         bundle: the unfinished bundle's folder.
+        engine: who converts; what optimum has written is only verified.
     """
 
     checkpoint: str
@@ -53,6 +56,7 @@ class ExportJob:
     format: FormatName
     settings: ExportSettings
     bundle: str
+    engine: ExportEngine = "triptych"
 
 
 @final
@@ -81,14 +85,19 @@ def export_component(job: ExportJob, *, report: ExportReporter) -> ComponentReco
     )
     exporter = make_exporter(job.format, job.settings)
     bundle = Path(job.bundle)
-    with _calibrated(job, checkpoint, report=report) as settings:
-        calibrated = make_exporter(job.format, settings)
-        calibrated.export(checkpoint, job.component, bundle, report=report)
+    if job.engine == "triptych":
+        with _calibrated(job, checkpoint, report=report) as settings:
+            calibrated = make_exporter(job.format, settings)
+            calibrated.export(checkpoint, job.component, bundle, report=report)
     paths = artifact_paths(bundle, job.component, checkpoint.config, artifact_format=job.format)
     artifact = make_artifact(
         job.component, checkpoint.config, paths=paths, artifact_format=job.format
     )
-    precision = exporter.precision_of(job.component, checkpoint.config)
+    precision = (
+        exporter.precision_of(job.component, checkpoint.config)
+        if job.engine == "triptych"
+        else stored_precision(artifact)
+    )
     facts = exporter.describe(*paths)
     report("verifying", 0.75)
     verification = verify_artifact(
