@@ -11,6 +11,7 @@ from triptych.cli.options import (
     CacheOption,
     ComputeUnitsOption,
     DeviceOption,
+    LowMemoryOption,
     PrecisionOption,
     PreviewDecoderOption,
     ThreadsOption,
@@ -92,6 +93,7 @@ def check(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     reference_device: Annotated[
         str | None,
         typer.Option("--reference-device", help="cpu, cuda or mps, for a checkpoint."),
@@ -138,6 +140,7 @@ def check(
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,
+            low_memory=low_memory,
         ),
         judged_as=None if judged_as == "auto" else judged_as,
         budget=budget,

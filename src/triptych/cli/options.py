@@ -56,6 +56,15 @@ ThreadsOption: TypeAlias = Annotated[
     int | None, typer.Option("--num-threads", min=1, help="CPU threads inside one operator.")
 ]
 
+LowMemoryOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Leave weights in their files and convert them whenever they are used: a full-size "
+        "U-Net in about 1 GiB, many times slower. PyTorch on CPUs, ONNX Runtime, OpenVINO.",
+    ),
+]
+
 PreviewDecoderOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -119,6 +128,7 @@ def runtime_settings(
     precision: Literal["fp32", "fp16", "bf16"] | None,
     num_threads: int | None,
     cache_dir: Path | None = None,
+    low_memory: bool = False,
 ) -> "RuntimeSettings":
     """What an engine is told; the device by either of its names.
 
@@ -134,4 +144,5 @@ def runtime_settings(
         precision=precision,
         num_threads=num_threads,
         cache_dir=cache_dir,
+        low_memory=low_memory,
     )

@@ -8,6 +8,7 @@ import typer
 
 from triptych.cli.console import progress_bars, say, size_text
 from triptych.cli.options import (
+    LowMemoryOption,
     NegativePrompt2Option,
     NegativePromptOption,
     PreviewDecoderOption,
@@ -57,6 +58,7 @@ def record(
         int | None, typer.Option("--width-px", min=8, help="Pixels. Default: the model's own.")
     ] = None,
     num_threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     preview_decoder: PreviewDecoderOption = None,
     variant: VariantOption = None,
     overwrite: Annotated[
@@ -97,7 +99,10 @@ def record(
             width_px=width_px,
         ),
         runtime_settings=RuntimeSettings(
-            device=device, precision=precision, num_threads=num_threads
+            device=device,
+            precision=precision,
+            num_threads=num_threads,
+            low_memory=low_memory,
         ),
         profile=profile,
         variant=variant,

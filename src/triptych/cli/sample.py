@@ -12,6 +12,7 @@ from triptych.cli.options import (
     ComputeUnitsOption,
     DeviceOption,
     JsonOption,
+    LowMemoryOption,
     NegativePrompt2Option,
     NegativePromptOption,
     PrecisionOption,
@@ -176,6 +177,7 @@ def sample(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     variant: VariantOption = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare file hashes first.")
@@ -269,6 +271,7 @@ def sample(
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,
+            low_memory=low_memory,
         ),
         variant=variant,
         verify=verify,

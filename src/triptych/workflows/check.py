@@ -192,10 +192,11 @@ def _reference(
     settings = run_settings(
         checkpoint, request.run or RunRequest(), size_px=sizes[0] if sizes else None
     )
+    low_memory = request.runtime_settings.low_memory
     recording = record_reference(
         checkpoint,
         settings,
-        request.reference_settings,
+        replace(request.reference_settings, low_memory=low_memory),
         pictures=request.pictures,
         report=report,
     )

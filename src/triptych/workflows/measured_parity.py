@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.bundle.bundle import Bundle, bundle_from_checkpoint
-from triptych.bundle.manifest import Distance, MeasuredParity
+from triptych.bundle.manifest import Distance, MeasuredParity, read_manifest
 from triptych.errors import VerificationError
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.sdxl import SdxlConfig
@@ -17,6 +17,7 @@ from triptych.sampling.prompt_encoding import Prompts
 from triptych.types import ComponentName
 from triptych.workflows.check_candidates import find_candidates
 from triptych.workflows.record import RunRequest, record_reference, run_settings
+from triptych.workflows.verify import LEAN_PARAMETERS
 
 MEASURE_STEPS = 4
 """Steps of the run: errors feed back from the first on, and every one costs a guided call of the
@@ -51,13 +52,13 @@ def measure_parity(
         BackendError: an engine is missing, or could not run.
         NonFiniteError: the reference gives NaN or infinity.
     """
-    (candidate,) = find_candidates(folder, (engine_name,), RuntimeSettings())
+    num_parameters = (record.num_parameters for record in read_manifest(folder).components)
+    memory = RuntimeSettings(low_memory=max(num_parameters) > LEAN_PARAMETERS)
+    (candidate,) = find_candidates(folder, (engine_name,), memory)
     reference = bundle_from_checkpoint(checkpoint)
     run = RunRequest(num_inference_steps=num_inference_steps)
     settings = run_settings(reference, run, size_px=_size_px(candidate.bundle, checkpoint.config))
-    recording = record_reference(
-        reference, settings, RuntimeSettings(), pictures=False, report=report
-    )
+    recording = record_reference(reference, settings, memory, pictures=False, report=report)
     found = check(recording, candidate, report=report).report
     _refuse_faults(found)
     return _measured(found, recording)
