@@ -19,7 +19,7 @@ class Measured:
         seconds: of wall time.
         peak_bytes: private (anonymous) memory of all its processes at one time: what the machine
             must have. What the system keeps of mapped files is not in it.
-        written_bytes: handed to the system to be written, by processes that lived for a poll.
+        written_bytes: handed to the system to be written.
         exit_code: 0 where all went well; negative where it was stopped.
         ending: why it was stopped, or its last words; empty where all went well.
     """
@@ -41,7 +41,7 @@ def measure(
 ) -> Measured:
     """Run a command to its end, or until it takes more memory or time than allowed."""
     started = time.perf_counter()
-    peak, written, ending = 0, dict[int, int](), ""
+    peak, written, ending = 0, 0, ""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -54,7 +54,8 @@ def measure(
             pids = _tree(process.pid)
             memory = sum(_status_bytes(pid, "RssAnon") for pid in pids)
             peak = max(peak, memory)
-            written.update({pid: _written(pid) for pid in pids})
+            # A process counts for its children, too, once they have ended.
+            written = max(written, sum(_written(pid) for pid in pids))
             seconds = time.perf_counter() - started
             if memory > memory_limit_bytes:
                 ending = f"stopped at {memory / 2**30:.1f} GiB after {seconds:.0f} s"
@@ -69,7 +70,7 @@ def measure(
     return Measured(
         seconds=time.perf_counter() - started,
         peak_bytes=peak,
-        written_bytes=sum(written.values()),
+        written_bytes=written,
         exit_code=process.returncode,
         ending=ending,
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from triptych.models.feeds import unet_feed
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.checked import CheckedSession
+from triptych.testing import full_size_checkpoint, tiny
+from triptych.testing.full_size import NetworkSizes
 from triptych.types import Array, FormatName, Precision
 from triptych.workflows.export import ExportRequest, estimate_request, export_bundles
 
@@ -104,6 +107,28 @@ def test_weights_that_cannot_stay(
     with pytest.raises(UsageError, match=message):
         export_bundles(request_of(own_checkpoint, tmp_path, precision=precision, to=to))
     assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_vae_that_stays_float32_is_copied(tmp_path: Path) -> None:
+    sizes = NetworkSizes(
+        text_encoder={**tiny.TEXT_ENCODER, "vocab_size": 1000},
+        text_encoder_2={**tiny.TEXT_ENCODER_2, "vocab_size": 1000},
+        unet=tiny.UNET,
+        vae=tiny.VAE,
+    )
+    half = full_size_checkpoint(tmp_path / "half", sizes=sizes)
+    request = replace(
+        request_of(half, tmp_path / "out", precision="fp16"),
+        components=("text_encoder", "vae_decoder"),
+    )
+    folder = export_bundles(request)["onnx"]
+    linked = folder / "text_encoder" / "model.safetensors"
+    assert linked.samefile(half / "text_encoder" / "model.safetensors")
+    assert sorted(file.name for file in (folder / "vae_decoder").iterdir()) == [
+        "config.json",
+        "model.onnx",
+    ]
 
 
 def test_another_filesystem_is_named_as_the_reason(

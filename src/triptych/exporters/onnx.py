@@ -80,7 +80,8 @@ class OnnxExporter:
         report("weights", 0.4)
         path = folder / component / ARTIFACT_FILES["onnx"]
         path.parent.mkdir(exist_ok=True)
-        if self.settings.weights_in_place:
+        # A VAE that stays float32 beside a float16 checkpoint is copied: nobody asked otherwise.
+        if self.settings.weights_in_place and precision == self.settings.precision:
             word = "F16" if dtype == torch.float16 else "F32"
             leave_weights_in_place(model, stored, dtype=word, folder=path.parent)
         _attach_weights(model, stored, dtype=dtype, data_path=path.with_name(EXTERNAL_DATA_NAME))

@@ -41,9 +41,9 @@ class _Cost:
 
 
 _COSTS: Mapping[FormatName, _Cost] = {
-    "onnx": _Cost(memory_bytes=1.3e9, memory_per_parameter=0.0, seconds_per_parameter=8e-8),
+    "onnx": _Cost(memory_bytes=1.5e9, memory_per_parameter=0.0, seconds_per_parameter=6e-8),
     "openvino": _Cost(memory_bytes=1.8e9, memory_per_parameter=0.0, seconds_per_parameter=1.1e-7),
-    "coreml": _Cost(memory_bytes=1.0e9, memory_per_parameter=2.4, seconds_per_parameter=1.6e-7),
+    "coreml": _Cost(memory_bytes=1.0e9, memory_per_parameter=2.9, seconds_per_parameter=2.5e-7),
 }
 
 
