@@ -46,7 +46,7 @@ def candidates(checkpoint: Path) -> list[Candidate]:
     """Ours and others', each pair next to each other."""
     ours = ("-m", "triptych.cli", "export", str(checkpoint), "OUT")
     optimum = ("-m", "optimum.commands.optimum_cli", "export")
-    model = ("--model", str(checkpoint))
+    model = ("--model", str(checkpoint), "--task", "text-to-image")
     plain = (__file__, "--plain-coreml", str(checkpoint), "OUT")
     return [
         Candidate(name="triptych onnx fp16", arguments=(*ours, "--to", "onnx", *FP16)),
