@@ -412,3 +412,27 @@ def test_pickled_noise_is_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "noise.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(BrokenInputError, match="noise"):
         read_noise(tmp_path / "noise.npy")
+
+
+@pytest.mark.slow
+def test_a_picture_in_tiles_says_how_far_it_is(onnx_folder: Path, tmp_path: Path) -> None:
+    size = {"height_px": 96, "width_px": 160}
+    whole = sample(request(onnx_folder, tmp_path / "whole", **size))
+    tiled = sample(
+        request(onnx_folder, tmp_path / "tiled", vae_tile_px=64, compare_untiled=True, **size)
+    )
+    assert whole.run["final_latents_sha256"] == tiled.run["final_latents_sha256"]
+    assert "vae_tiling" not in whole.run
+    told = tiled.run["vae_tiling"]
+    assert isinstance(told, dict)
+    assert told["tile_px"] == 64
+    assert 0 < told["max_abs"] < 2
+    apart = tiled.pixels[STEPS].astype(np.float64) - whole.pixels[STEPS]
+    assert np.any(apart != 0)
+    assert abs(np.abs(apart).max() / 127.5 - told["max_abs"]) < 0.02
+
+
+def test_tiles_of_no_whole_quarter(onnx_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="want a positive multiple of 32"):
+        sample(request(onnx_folder, tmp_path / "out", vae_tile_px=40))
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
 """triptych sample."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -29,6 +29,7 @@ from triptych.cli.sample_options import (
     AspectRatioOption,
     CallbackOption,
     CallbackTensorsOption,
+    CompareUntiledOption,
     CropOption,
     DenoisingEndOption,
     DenoisingSplitOption,
@@ -53,6 +54,7 @@ from triptych.cli.sample_options import (
     SeedOption,
     StrengthOption,
     TargetSizeOption,
+    VaeTileOption,
     WidthOption,
     aspect_ratio_from,
     image_files,
@@ -179,6 +181,8 @@ def sample(
     num_threads: ThreadsOption = None,
     low_memory: LowMemoryOption = False,
     variant: VariantOption = None,
+    vae_tile_px: VaeTileOption = None,
+    compare_untiled: CompareUntiledOption = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare file hashes first.")
     ] = True,
@@ -203,6 +207,8 @@ def sample(
             "--guidance-cutoff: got one beside --guidance-schedule or --guidance-interval, want "
             "one of them: --guidance-interval 0 TO turns guidance off, too."
         )
+    if compare_untiled and vae_tile_px is None:
+        raise UsageError("--compare-untiled: got no --vae-tile-px, want both.")
     settings = Settings(
         prompts=_what_is_asked(
             {
@@ -274,6 +280,8 @@ def sample(
             low_memory=low_memory,
         ),
         variant=variant,
+        vae_tile_px=vae_tile_px,
+        compare_untiled=compare_untiled,
         verify=verify,
         overwrite=overwrite,
     )
@@ -303,6 +311,12 @@ def sample(
         print_json(result.run)
         return
     say(f"{result.output}: steps {', '.join(str(step) for step in result.pictures)}")
+    if compare_untiled:
+        tiling = cast("dict[str, float]", result.run["vae_tiling"])
+        say(
+            f"in tiles of {vae_tile_px} px: PSNR {tiling['psnr_db']:.1f} dB from the whole, at "
+            f"most {tiling['max_abs']:.1e} apart in -1 to 1"
+        )
 
 
 def _what_is_asked(

@@ -39,6 +39,23 @@ LatentsOption: TypeAlias = Annotated[
     Path | None, typer.Option("--latents", help="Unit noise from a .safetensors or .npy file.")
 ]
 
+VaeTileOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--vae-tile-px",
+        metavar="N",
+        help="Show the VAE tiles of N pixels, a multiple of 32, faded into each other as "
+        "diffusers' enable_vae_tiling does: its memory is then a tile's.",
+    ),
+]
+CompareUntiledOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--compare-untiled",
+        help="Decode the last picture whole, too, and say how far the tiled one is from it.",
+    ),
+]
+
 GuidanceRescaleOption: TypeAlias = Annotated[
     float,
     typer.Option(

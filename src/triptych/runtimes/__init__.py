@@ -11,7 +11,7 @@ from triptych.errors import UsageError
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.types import FormatName
 
-_NOT_ENGINES = {"base", "checked", "kept_open", "mixed"}
+_NOT_ENGINES = {"base", "checked", "kept_open", "mixed", "tiled_vae"}
 
 
 def runtime_names() -> tuple[str, ...]:

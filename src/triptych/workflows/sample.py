@@ -29,6 +29,7 @@ from triptych.workflows.run_folder import (
 )
 from triptych.workflows.sample_request import PreviewDecoder, SampleRequest
 from triptych.workflows.stages import Plan, Stage, handed_over, plan_run
+from triptych.workflows.vae_tiles import in_tiles, record_tiling
 
 Decoder: TypeAlias = Callable[[Bundle, Runtime, Mapping[str, Latents]], dict[str, ImageFloats]]
 """Latents to images, by name."""
@@ -102,7 +103,8 @@ def sample(
         BlankPictureError: a picture is of one colour.
         BackendError: the engine or device is missing.
     """
-    plan = plan_run(request)
+    untiled = plan_run(request)
+    plan = untiled if request.vae_tile_px is None else in_tiles(untiled, request.vae_tile_px)
     with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
         if request.verify:
             for stage in plan.stages:
@@ -118,15 +120,23 @@ def sample(
         saved = keeper.latents
         if done[-1].was_interrupted:
             saved = {**saved, last.index + 1: last.latents}
-        pixels = {
-            step: plan.finished(_checked_pixels(image))
-            for step, image in _decoded(done, saved).items()
-        }
+        images = _decoded(done, saved)
+        pixels = {step: plan.finished(_checked_pixels(image)) for step, image in images.items()}
         files = write_pictures(pixels, folder)
         if request.previews is not None:
             write_previews(_previews(done, previews.latents, request.previews), folder)
         write_latents(done[0].prepared, saved, last.latents, folder)
         run = _run_record(done, save_steps=sorted(saved))
+        if request.vae_tile_px is not None:
+            step = max(images)
+            tiling = record_tiling(
+                untiled,
+                request.vae_tile_px,
+                image=images[step],
+                latents=saved[step],
+                compared=request.compare_untiled,
+            )
+            run["vae_tiling"] = tiling.to_json()
         (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     return SampleResult(
         output=request.output,

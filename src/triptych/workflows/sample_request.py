@@ -74,6 +74,8 @@ class SampleRequest:
         runtime: the engine; None takes the one that reads the bundle's format.
         runtime_settings: device, precision, threads.
         variant: the weight variant, for a checkpoint.
+        vae_tile_px: edge of the tiles that the VAE sees, a multiple of 32; None shows it the whole.
+        compare_untiled: decode the last picture whole besides, and say how far the tiled one is.
         verify: compare every file's hash with the manifest first.
         overwrite: replace an existing output folder.
     """
@@ -89,5 +91,7 @@ class SampleRequest:
     runtime: str | None = None
     runtime_settings: RuntimeSettings
     variant: str | None = None
+    vae_tile_px: int | None = None
+    compare_untiled: bool = False
     verify: bool = True
     overwrite: bool = False
