@@ -15,7 +15,7 @@ from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
 from triptych.types import Array, TensorMap
 
-PART_BYTES = 1 << 27
+PART_BYTES = 1 << 26
 """Weights of one part, as they are stored."""
 
 _SHAPE_LENGTH = 16
