@@ -1,6 +1,6 @@
 """The U-Net at its published size: exported, and one step of it beside PyTorch.
 
-Not part of `make test`: it writes 15 GB and takes minutes. `make test-full-size` runs it.
+Not part of `make test`: it writes 17 GB and takes minutes. `make test-full-size` runs it.
 """
 
 from collections.abc import Mapping

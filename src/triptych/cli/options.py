@@ -60,8 +60,8 @@ LowMemoryOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--low-memory",
-        help="Leave weights in their files and convert them whenever they are used: a full-size "
-        "U-Net in about 1 GiB, many times slower. PyTorch on CPUs, ONNX Runtime, OpenVINO.",
+        help="Leave weights in their files and convert them whenever they are used, however long "
+        "that takes. PyTorch on CPUs, ONNX Runtime, OpenVINO.",
     ),
 ]
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, final
 from xml.etree import ElementTree as ET
@@ -88,13 +87,12 @@ class OpenVinoExporter:
         model = _convert(openvino, graph.SerializeToString())
         del graph
         report("weights", 0.5)
-        with TemporaryDirectory(dir=folder, prefix=".") as scratch:
-            attach_weights(model, stored, half=precision == "fp16", scratch=Path(scratch))
-            if is_compressed(precision):
-                report("quantising", 0.6)
-                model = self._quantized(model, precision)
-            _finish(model, component, checkpoint)
-            _save(model, path)
+        attach_weights(model, stored, half=precision == "fp16", scratch=folder)
+        if is_compressed(precision):
+            report("quantising", 0.6)
+            model = self._quantized(model, precision)
+        _finish(model, component, checkpoint)
+        _save(model, path)
 
     def _quantized(self, model: "openvino.Model", precision: Precision) -> "openvino.Model":
         if precision != "hybrid":

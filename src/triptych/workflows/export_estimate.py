@@ -27,7 +27,7 @@ _CHECKPOINT_DTYPES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16"}
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cost:
-    """What one format takes, measured: docs/benchmarks.md.
+    """What one format takes: rounded up from docs/benchmarks.md, but Core ML's time, a guess.
 
     Attributes:
         memory_bytes: private memory of exporting one component, whatever its size.
