@@ -14,6 +14,7 @@ from triptych.cli.options import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    PromptCacheOption,
     RuntimeOption,
     ThreadsOption,
     VariantOption,
@@ -114,6 +115,14 @@ def generate(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
+    prompt_cache: PromptCacheOption = None,
+    keep_loaded: Annotated[
+        bool,
+        typer.Option(
+            "--keep-loaded/--no-keep-loaded",
+            help="Keep the text encoders in memory between prompts, or open them for each.",
+        ),
+    ] = True,
     variant: VariantOption = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the bundle's hashes first.")
@@ -194,6 +203,8 @@ def generate(
             cache_dir=cache_dir,
         ),
         variant=variant,
+        prompt_cache=prompt_cache,
+        keep_loaded=keep_loaded,
         verify=verify,
         overwrite=overwrite,
     )

@@ -65,6 +65,16 @@ LowMemoryOption: TypeAlias = Annotated[
     ),
 ]
 
+PromptCacheOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache",
+        metavar="FOLDER",
+        envvar="TRIPTYCH_PROMPT_CACHE",
+        help="Keep encoded prompts here: one that comes again opens no text encoder.",
+    ),
+]
+
 PreviewDecoderOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -17,6 +17,7 @@ from triptych.cli.options import (
     NegativePromptOption,
     PrecisionOption,
     Prompt2Option,
+    PromptCacheOption,
     PromptWeightingOption,
     RuntimeOption,
     ThreadsOption,
@@ -180,6 +181,15 @@ def sample(
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
     low_memory: LowMemoryOption = False,
+    prompt_cache: PromptCacheOption = None,
+    keep_loaded: Annotated[
+        bool,
+        typer.Option(
+            "--keep-loaded",
+            help="Keep every component in memory to the end, so that none is opened twice. "
+            "Otherwise each is closed before the next is opened.",
+        ),
+    ] = False,
     variant: VariantOption = None,
     vae_tile_px: VaeTileOption = None,
     compare_untiled: CompareUntiledOption = False,
@@ -282,6 +292,8 @@ def sample(
         variant=variant,
         vae_tile_px=vae_tile_px,
         compare_untiled=compare_untiled,
+        prompt_cache=prompt_cache,
+        keep_loaded=keep_loaded,
         verify=verify,
         overwrite=overwrite,
     )

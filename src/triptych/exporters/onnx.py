@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-EXTERNAL_DATA_BYTES = 1 << 30
-"""Graphs with more weights than this keep them beside the graph; protobuf ends at 2 GiB."""
+EXTERNAL_DATA_BYTES = 1 << 26
+"""Graphs with more weights than this keep them beside the graph, where engines map them: weights
+inside are copied whenever the graph is read, and protobuf ends at 2 GiB."""
 
 EXTERNAL_DATA_NAME = "model.onnx_data"
 """optimum's name for the file of external weights."""
@@ -62,7 +63,7 @@ class OnnxExporter:
         *,
         report: ExportReporter,
     ) -> None:
-        """Write model.onnx, and model.onnx_data where the weights are over 1 GiB.
+        """Write model.onnx, and model.onnx_data where the weights are over 64 MiB.
 
         Raises:
             UsageError: weights are to stay in place, but none is stored in the graph's dtype.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+Model: TypeAlias = "onnx.ModelProto"
 GraphOpener: TypeAlias = "Callable[[bytes], onnxruntime.InferenceSession]"
 
 
@@ -30,11 +31,7 @@ def open_parts(path: Path, *, open_graph: GraphOpener, execution: Execution) -> 
     Raises:
         BundleError: the file is not an ONNX graph.
     """
-    onnx = import_optional("onnx", extra="onnxruntime")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's errors share no base class with OSError
-        raise BundleError(f"{path}: got {error}, want a readable ONNX graph.") from error
+    model = read_graph(path)
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
@@ -60,6 +57,20 @@ def open_parts(path: Path, *, open_graph: GraphOpener, execution: Execution) -> 
         ports=(tuple(map(_port, inputs)), tuple(map(_port, graph.output))),
         execution=execution,
     )
+
+
+def read_graph(path: Path) -> Model:
+    """Read a graph, without external weights.
+
+    Raises:
+        BundleError: the file is not an ONNX graph.
+    """
+    onnx = import_optional("onnx", extra="onnxruntime")
+    try:
+        model: Model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base class with OSError
+        raise BundleError(f"{path}: got {error}, want a readable ONNX graph.") from error
+    return model
 
 
 def _step(

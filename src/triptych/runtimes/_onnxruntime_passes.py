@@ -6,6 +6,8 @@ all of them in `disabled_optimizers`, its log shows four others that cannot be l
 in casts and copies.
 """
 
+from triptych.runtimes._onnx_attention import PASS_NAME
+
 _TRANSFORMERS = (
     "AttentionFusion", "BiasDropoutFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion",
     "BiasSoftmaxFusion", "CommonSubexpressionElimination", "ConstantFolding", "ConstantSharing",
@@ -33,5 +35,5 @@ _RULES = (
 )  # fmt: skip
 """Those that rewrite one node at a time, and that a log does not name."""
 
-OPTIMIZERS = (*_TRANSFORMERS, *_RULES)
-"""What `disabled_optimizers` takes."""
+OPTIMIZERS = (PASS_NAME, *_TRANSFORMERS, *_RULES)
+"""What `disabled_optimizers` of our runtime takes: ours before ONNX Runtime's."""

@@ -3,23 +3,27 @@
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
-from triptych.runtimes._onnx_parts import open_parts
+from triptych.runtimes._onnx_attention import PASS_NAME, fuse_attention
+from triptych.runtimes._onnx_parts import open_parts, read_graph
 from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
-from triptych.types import Array, FormatName, TensorMap
+from triptych.types import Array, ComponentName, FormatName, TensorMap
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _DEFAULT_PROVIDER = "CPUExecutionProvider"
+_FUSED_COMPONENTS: tuple[ComponentName, ...] = ("unet", "vae_encoder", "vae_decoder")
+"""Those whose attention has no mask."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -103,7 +107,25 @@ class OnnxRuntime:
                 open_graph=lambda graph: self._load(artifact, graph),
                 execution=execution,
             )
-        return OnnxRuntimeSession(self._load(artifact, None), execution)
+        graph, num_fused = self._fused(artifact, provider)
+        if num_fused:
+            details = {**execution.details, "attention": f"{num_fused} fused"}
+            execution = replace(execution, details=details)
+        return OnnxRuntimeSession(self._load(artifact, graph), execution)
+
+    def _fused(self, artifact: Artifact, provider: str) -> tuple[bytes | None, int]:
+        """A graph with its attention fused, where that is asked for, and how many there are."""
+        wanted = (
+            provider == _DEFAULT_PROVIDER
+            and artifact.spec.name in _FUSED_COMPONENTS
+            and self.graph_optimization not in ("disabled", "basic")
+            and PASS_NAME not in self.disabled_optimizers
+        )
+        if not wanted:
+            return None, 0
+        model = read_graph(artifact.path)
+        num_fused = fuse_attention(model)
+        return (model.SerializeToString(), num_fused) if num_fused else (None, 0)
 
     def open_graph(self, graph: bytes, artifact: Artifact) -> OnnxRuntimeSession:
         """Load a graph that was made from an artifact's; external weights are the artifact's."""

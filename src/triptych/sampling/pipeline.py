@@ -7,7 +7,7 @@ memory, not the sum.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 
@@ -36,6 +36,11 @@ from triptych.sampling.settings import (
 from triptych.sampling.solvers.base import Solver
 from triptych.sampling.start import Start, make_start
 from triptych.types import ComponentName, ImageFloats, Latents
+
+Encoder: TypeAlias = Callable[
+    [Bundle, Runtime, Prompts], tuple[EncodedPrompts, dict[ComponentName, Execution]]
+]
+"""Prompts through a bundle's text encoders, and what those ran on."""
 
 TOKENIZER_FOLDERS: Mapping[ComponentName, str] = {
     "text_encoder": "tokenizer",
@@ -75,12 +80,40 @@ class Prepared:
     executions: Mapping[ComponentName, Execution]
 
 
+def encode(
+    bundle: Bundle, runtime: Runtime, prompts: Prompts
+) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
+    """Open the text encoders, run the prompts through them, close them.
+
+    Raises:
+        UsageError: the prompts' counts differ, or their weighting cannot be read, or `clip_skip`
+            is more than there is.
+        BundleError: a text encoder or a tokenizer is missing.
+    """
+    encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
+    tokenizers = {
+        name: load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[name]) for name in encoders
+    }
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(
+                open_session(runtime, bundle, name, clip_skip=prompts.clip_skip)
+            )
+            for name in encoders
+        }
+        encoded = encode_prompts(
+            prompts, networks=sessions, tokenizers=tokenizers, config=bundle.config
+        )
+        return encoded, {name: session.execution for name, session in sessions.items()}
+
+
 def prepare(
     bundle: Bundle,
     runtime: Runtime,
     settings: Settings,
     *,
     make_sampler: SamplerMaker = read_sampler,
+    encoder: Encoder = encode,
 ) -> Prepared:
     """Check the settings, encode the prompts, draw the noise.
 
@@ -89,6 +122,7 @@ def prepare(
         runtime: what its text encoders run on.
         settings: what to draw.
         make_sampler: makes the schedule and the solver, for schedulers that are not triptych's.
+        encoder: encodes the prompts, unless the settings bring embeddings.
 
     Raises:
         UsageError: settings that cannot be.
@@ -106,7 +140,9 @@ def prepare(
     scales = guidance_scales(settings, num_steps=part.num_steps)
     is_ever_guided = any(is_guided(scale) for scale in scales)
     start = make_start(bundle, runtime, settings, sampler.schedule, part=part, size_px=size_px)
-    encoded, executions = _encoded(bundle, runtime, settings, guided=is_ever_guided)
+    encoded, executions = _encoded(
+        bundle, runtime, settings, guided=is_ever_guided, encoder=encoder
+    )
     conditioning = make_conditioning(
         encoded,
         settings.sizes,
@@ -210,37 +246,10 @@ def decode_previews(
 
 
 def _encoded(
-    bundle: Bundle, runtime: Runtime, settings: Settings, *, guided: bool
+    bundle: Bundle, runtime: Runtime, settings: Settings, *, guided: bool, encoder: Encoder
 ) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
     match settings.prompts:
         case Prompts() as prompts:
-            return encode(bundle, runtime, prompts)
+            return encoder(bundle, runtime, prompts)
         case PromptEmbeddings() as embeddings:
             return encoded_from_embeddings(embeddings, config=bundle.config, guided=guided), {}
-
-
-def encode(
-    bundle: Bundle, runtime: Runtime, prompts: Prompts
-) -> tuple[EncodedPrompts, dict[ComponentName, Execution]]:
-    """Open the text encoders, run the prompts through them, close them.
-
-    Raises:
-        UsageError: the prompts' counts differ, or their weighting cannot be read, or `clip_skip`
-            is more than there is.
-        BundleError: a text encoder or a tokenizer is missing.
-    """
-    encoders = [name for name in bundle.config.components if name in TOKENIZER_FOLDERS]
-    tokenizers = {
-        name: load_tokenizer(bundle.folder / TOKENIZER_FOLDERS[name]) for name in encoders
-    }
-    with ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(
-                open_session(runtime, bundle, name, clip_skip=prompts.clip_skip)
-            )
-            for name in encoders
-        }
-        encoded = encode_prompts(
-            prompts, networks=sessions, tokenizers=tokenizers, config=bundle.config
-        )
-        return encoded, {name: session.execution for name, session in sessions.items()}

@@ -102,6 +102,9 @@ def stage_record(
             "precision": execution.precision,
             "details": dict(execution.details),
         },
+        "text_encoders": {
+            name: asdict(execution) for name, execution in prepared.executions.items()
+        },
         "prompts": _prompts_record(settings.prompts),
         "input_ids": {name: ids.tolist() for name, ids in prepared.encoded.input_ids.items()},
         "num_truncated_tokens": {

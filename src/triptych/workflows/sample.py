@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, final
@@ -10,15 +11,25 @@ from triptych.bundle.bundle import Bundle
 from triptych.bundle.store import replace_folder
 from triptych.models.distilled import distillation_warnings
 from triptych.runtimes.base import Execution, Runtime
+from triptych.runtimes.kept_open import kept_open
 from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.decode import check_not_blank, pixels_from_image
 from triptych.sampling.loop import Observer, StepEvent
 from triptych.sampling.observers import PreviewKeeper, StepKeeper
-from triptych.sampling.pipeline import Prepared, decode, decode_previews, denoise, prepare
+from triptych.sampling.pipeline import (
+    Encoder,
+    Prepared,
+    decode,
+    decode_previews,
+    denoise,
+    encode,
+    prepare,
+)
 from triptych.sampling.preview import preview_pixels
 from triptych.sampling.prompt_encoding import EncodedPrompts
 from triptych.types import Array, ImageFloats, ImagePixels, Latents
 from triptych.workflows.diffusers_schedulers import read_any_sampler
+from triptych.workflows.prompt_cache import PromptCache
 from triptych.workflows.run_folder import (
     RUN_FILE,
     environment_record,
@@ -103,9 +114,12 @@ def sample(
         BlankPictureError: a picture is of one colour.
         BackendError: the engine or device is missing.
     """
-    untiled = plan_run(request)
-    plan = untiled if request.vae_tile_px is None else in_tiles(untiled, request.vae_tile_px)
-    with replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder:
+    planned = plan_run(request)
+    with (
+        _kept_loaded(planned, wanted=request.keep_loaded) as untiled,
+        replace_folder(request.output, overwrite=request.overwrite, marker=RUN_FILE) as folder,
+    ):
+        plan = untiled if request.vae_tile_px is None else in_tiles(untiled, request.vae_tile_px)
         if request.verify:
             for stage in plan.stages:
                 stage.bundle.check_files()
@@ -115,7 +129,8 @@ def sample(
         observers += [previews] if request.previews is not None else []
         observers += [on_step] if on_step is not None else []
         names = tuple(callback_on_step_end_tensor_inputs)
-        done = list(_run_stages(plan, observers, callback_on_step_end, names))
+        encoder = _encoder(request)
+        done = list(_run_stages(plan, observers, callback_on_step_end, names, encoder=encoder))
         last = done[-1].last
         saved = keeper.latents
         if done[-1].was_interrupted:
@@ -152,17 +167,39 @@ def sample(
     )
 
 
+@contextmanager
+def _kept_loaded(plan: Plan, *, wanted: bool) -> Iterator[Plan]:
+    """The plan, on runtimes that close nothing until the end where that is wanted."""
+    with ExitStack() as stack:
+        if wanted:
+            runtimes = dict.fromkeys(stage.runtime for stage in plan.stages)
+            kept = {runtime: stack.enter_context(kept_open(runtime)) for runtime in runtimes}
+            stages = (replace(stage, runtime=kept[stage.runtime]) for stage in plan.stages)
+            plan = replace(plan, stages=tuple(stages))
+        yield plan
+
+
+def _encoder(request: SampleRequest) -> Encoder:
+    if request.prompt_cache is None:
+        return encode
+    return PromptCache(folder=request.prompt_cache, settings=request.runtime_settings).encode
+
+
 def _run_stages(
     plan: Plan,
     observers: Iterable[Observer],
     callback: StepCallback | None,
     names: tuple[str, ...],
+    *,
+    encoder: Encoder,
 ) -> Iterator[_Done]:
     """Run each stage from where the one before has stopped; none after an interrupted one."""
     before: StepEvent | None = None
     for stage in plan.stages:
         settings = stage.settings if before is None else handed_over(stage, before)
-        prepared = prepare(stage.bundle, stage.runtime, settings, make_sampler=read_any_sampler)
+        prepared = prepare(
+            stage.bundle, stage.runtime, settings, make_sampler=read_any_sampler, encoder=encoder
+        )
         executions: list[Execution] = []
         for event in denoise(
             stage.bundle,

@@ -76,6 +76,9 @@ class SampleRequest:
         variant: the weight variant, for a checkpoint.
         vae_tile_px: edge of the tiles that the VAE sees, a multiple of 32; None shows it the whole.
         compare_untiled: decode the last picture whole besides, and say how far the tiled one is.
+        prompt_cache: a folder where encoded prompts are kept and looked for; None keeps none.
+        keep_loaded: keep every component open to the end, so that none is opened twice. Otherwise
+            each is closed before the next is opened.
         verify: compare every file's hash with the manifest first.
         overwrite: replace an existing output folder.
     """
@@ -93,5 +96,7 @@ class SampleRequest:
     variant: str | None = None
     vae_tile_px: int | None = None
     compare_untiled: bool = False
+    prompt_cache: Path | None = None
+    keep_loaded: bool = False
     verify: bool = True
     overwrite: bool = False

@@ -71,6 +71,8 @@ class GenerateRequest:
         runtime: the engine; None takes the one that reads the bundle's format.
         runtime_settings: device, precision, threads.
         variant: the weight variant, for a checkpoint.
+        prompt_cache: a folder where encoded prompts are kept and looked for; None keeps none.
+        keep_loaded: keep the text encoders open between prompts, too.
         verify: compare the bundle's hashes with its manifest first.
         overwrite: make everything anew that was made with other settings.
     """
@@ -90,6 +92,8 @@ class GenerateRequest:
     runtime: str | None = None
     runtime_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     variant: str | None = None
+    prompt_cache: Path | None = None
+    keep_loaded: bool = True
     verify: bool = True
     overwrite: bool = False
 
@@ -154,6 +158,8 @@ def plan_generation(request: GenerateRequest) -> Generation:
         ),
         saved_by=request.saved_by,
         shard=request.pictures.shard,
+        prompt_cache=request.prompt_cache,
+        keep_loaded=request.keep_loaded,
     )
     return Generation(request=request, plan=plan, job=job, locked=locked)
 

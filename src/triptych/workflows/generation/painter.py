@@ -14,7 +14,7 @@ from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.kept_open import kept_open
 from triptych.sampling.decode import check_not_blank, pixels_from_image
 from triptych.sampling.loop import StepEvent
-from triptych.sampling.pipeline import decode, denoise, encode, prepare
+from triptych.sampling.pipeline import Encoder, decode, denoise, encode, prepare
 from triptych.sampling.preview import preview_pixels
 from triptych.sampling.prompt_embeddings import PromptEmbeddings, embeddings_from_encoded
 from triptych.sampling.prompt_encoding import Prompts
@@ -29,6 +29,7 @@ from triptych.workflows.generation.writer import (
     WriterSettings,
     open_writer,
 )
+from triptych.workflows.prompt_cache import PromptCache
 from triptych.workflows.runtime_choice import choose_runtime
 
 SavedBy: TypeAlias = Literal["vae", "linear"]
@@ -54,6 +55,9 @@ class PaintJob:
         writing: how files are written.
         saved_by: what makes pictures of latents.
         shard: which part of the dataset it is; for the ledger's name.
+        prompt_cache: a folder where encoded prompts are kept and looked for; None keeps none.
+        keep_loaded: keep the text encoders open between prompts. Otherwise they are opened for
+            each, and closed before its pictures are made.
     """
 
     bundle: Path
@@ -66,6 +70,8 @@ class PaintJob:
     writing: WriterSettings
     saved_by: SavedBy = "vae"
     shard: Shard = WHOLE
+    prompt_cache: Path | None = None
+    keep_loaded: bool = True
 
 
 @final
@@ -100,7 +106,14 @@ def open_painter(job: PaintJob) -> Iterator["Painter"]:
         open_writer(job.output, job.writing, shard=job.shard) as writer,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder") as decoder,
     ):
-        yield Painter(job, bundle, runtime, writer, decoder)
+        yield Painter(
+            job,
+            bundle,
+            runtime,
+            writer,
+            decoder,
+            encoding_runtime=runtime if job.keep_loaded else engine,
+        )
 
 
 @final
@@ -114,13 +127,20 @@ class Painter:
         runtime: Runtime,
         writer: DatasetWriter,
         decoder: ThreadPoolExecutor,
+        *,
+        encoding_runtime: Runtime,
     ) -> None:
         self._job = job
         self._bundle = bundle
         self._runtime = runtime
+        self._encoding_runtime = encoding_runtime
         self._writer = writer
         self._decoder = decoder
         self._pending: deque[Future[Painted]] = deque()
+        self._encode: Encoder = encode
+        if job.prompt_cache is not None:
+            cache = PromptCache(folder=job.prompt_cache, settings=job.runtime_settings)
+            self._encode = cache.encode
         self._encoded: tuple[str, PromptEmbeddings] | None = None
 
     def paint(self, work: Work) -> tuple[Painted, ...]:
@@ -170,7 +190,7 @@ class Painter:
             prompts = Prompts(
                 prompt=(prompt,), negative_prompt=None if negative is None else (negative,)
             )
-            encoded, _ = encode(self._bundle, self._runtime, prompts)
+            encoded, _ = self._encode(self._bundle, self._encoding_runtime, prompts)
             self._encoded = (prompt, embeddings_from_encoded(encoded))
         return self._encoded[1]
 
