@@ -97,7 +97,8 @@ def run(model: onnx.ModelProto) -> Array:
     random = np.random.default_rng(0)
     feed = {name: random.standard_normal((3, 5, CHANNELS), np.float32) for name in "qkv"}
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    return session.run(["y"], feed)[0]
+    values: Array = session.run(["y"], feed)[0]
+    return values
 
 
 def named(model: onnx.ModelProto, name: str) -> onnx.NodeProto:

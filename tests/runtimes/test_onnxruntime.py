@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,48 @@ def test_a_closed_session_does_not_run(onnx_bundle: Bundle) -> None:
     session.close()
     with pytest.raises(BackendError, match="closed session"):
         session.run({"input_ids": np.ones((1, 77), np.int64)})
+
+
+def test_mapped_weights_give_the_same(onnx_bundle: Bundle) -> None:
+    artifact = onnx_bundle.artifact("vae_decoder")
+    feed = {"latents": np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)}
+    found = []
+    for mapped in (False, True):
+        session = engine(map_weights=mapped).open(artifact)
+        with CheckedSession(session, artifact) as checked:
+            found.append(checked.run(feed)["image"])
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_weights_take_no_memory(tmp_path: Path) -> None:
+    """A child process each, whose private memory tells whether a 64 MiB matrix was copied."""
+    random = np.random.default_rng(0).standard_normal((4096, 4096), np.float32)
+    weight = onnx.numpy_helper.from_array(random, "weight")
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["y"])]
+    ports = [[helper.make_tensor_value_info(name, 1, ["rows", 4096])] for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "product", *ports, [weight]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, str(tmp_path / "model.onnx"), save_as_external_data=True, location="weights")
+    private = [_private_mib(tmp_path / "model.onnx", mapped=mapped) for mapped in (False, True)]
+    assert private[0] - private[1] > 48
+
+
+def _private_mib(path: Path, *, mapped: bool) -> float:
+    program = f"""
+import onnxruntime
+from triptych.runtimes.base import RuntimeSettings
+from triptych.runtimes.onnxruntime import OnnxRuntime
+runtime = OnnxRuntime(settings=RuntimeSettings(map_weights={mapped}))
+options = runtime._options(onnxruntime)
+session = onnxruntime.InferenceSession({str(path)!r}, sess_options=options)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    return int(output.stdout) / 1024
 
 
 @pytest.mark.slow

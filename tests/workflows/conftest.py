@@ -8,8 +8,11 @@ from typing import TypeAlias
 
 import pytest
 
+from triptych.bundle.bundle import Artifact
 from triptych.bundle.manifest import read_manifest, write_manifest
 from triptych.bundle.store import record_files
+from triptych.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeSession
+from triptych.types import ComponentName
 
 Change: TypeAlias = Callable[[Path], None]
 Changed: TypeAlias = Callable[[Path, Change], Path]
@@ -28,3 +31,19 @@ def changed(tmp_path: Path) -> Changed:
         return bundle
 
     return make
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
+    """What ONNX Runtime opens, in order."""
+    names: list[ComponentName] = []
+    really = OnnxRuntime.open
+
+    def told(self: OnnxRuntime, artifact: Artifact) -> OnnxRuntimeSession:
+        names.append(artifact.spec.name)
+        session = really(self, artifact)
+        assert isinstance(session, OnnxRuntimeSession)
+        return session
+
+    monkeypatch.setattr(OnnxRuntime, "open", told)
+    return names

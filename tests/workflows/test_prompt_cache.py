@@ -1,7 +1,6 @@
 """What is encoded once is not encoded again, unless anything that decides it has changed."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from triptych.bundle.bundle import Artifact, Bundle, open_bundle
+from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import file_sha256
 from triptych.errors import OutputError
 from triptych.runtimes.base import RuntimeSettings
-from triptych.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeSession
+from triptych.runtimes.onnxruntime import OnnxRuntime
 from triptych.runtimes.pytorch import make_runtime as make_pytorch
 from triptych.sampling.pipeline import encode, prepare
 from triptych.sampling.prompt_encoding import EncodedPrompts, Prompts
@@ -24,22 +23,6 @@ from triptych.workflows.prompt_cache import PromptCache
 SETTINGS = RuntimeSettings()
 RUNTIME = OnnxRuntime(settings=SETTINGS)
 PROMPTS = Prompts(prompt=("a cat",), negative_prompt=("a dog " * 80,))
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ComponentName]]:
-    """What ONNX Runtime opens, in order."""
-    names: list[ComponentName] = []
-    really = OnnxRuntime.open
-
-    def told(self: OnnxRuntime, artifact: Artifact) -> OnnxRuntimeSession:
-        names.append(artifact.spec.name)
-        session = really(self, artifact)
-        assert isinstance(session, OnnxRuntimeSession)
-        return session
-
-    monkeypatch.setattr(OnnxRuntime, "open", told)
-    return names
 
 
 def cache(folder: Path, settings: RuntimeSettings = SETTINGS) -> PromptCache:

@@ -12,6 +12,7 @@ from triptych.cli.options import (
     ComputeUnitsOption,
     DeviceOption,
     LowMemoryOption,
+    MapWeightsOption,
     PrecisionOption,
     PreviewDecoderOption,
     ThreadsOption,
@@ -93,6 +94,7 @@ def check(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
+    map_weights: MapWeightsOption = False,
     low_memory: LowMemoryOption = False,
     reference_device: Annotated[
         str | None,
@@ -140,6 +142,7 @@ def check(
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,
+            map_weights=map_weights,
             low_memory=low_memory,
         ),
         judged_as=None if judged_as == "auto" else judged_as,

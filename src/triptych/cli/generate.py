@@ -13,6 +13,7 @@ from triptych.cli.options import (
     ComputeUnitsOption,
     DeviceOption,
     JsonOption,
+    MapWeightsOption,
     PrecisionOption,
     PromptCacheOption,
     RuntimeOption,
@@ -114,6 +115,7 @@ def generate(
     compute_units: ComputeUnitsOption = None,
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
+    map_weights: MapWeightsOption = False,
     num_threads: ThreadsOption = None,
     prompt_cache: PromptCacheOption = None,
     keep_loaded: Annotated[
@@ -201,6 +203,7 @@ def generate(
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,
+            map_weights=map_weights,
         ),
         variant=variant,
         prompt_cache=prompt_cache,

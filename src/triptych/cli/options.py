@@ -56,6 +56,15 @@ ThreadsOption: TypeAlias = Annotated[
     int | None, typer.Option("--num-threads", min=1, help="CPU threads inside one operator.")
 ]
 
+MapWeightsOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--map-weights",
+        help="ONNX Runtime: leave weights in their files, mapped, instead of repacking them in "
+        "memory.",
+    ),
+]
+
 LowMemoryOption: TypeAlias = Annotated[
     bool,
     typer.Option(
@@ -138,6 +147,7 @@ def runtime_settings(
     precision: Literal["fp32", "fp16", "bf16"] | None,
     num_threads: int | None,
     cache_dir: Path | None = None,
+    map_weights: bool = False,
     low_memory: bool = False,
 ) -> "RuntimeSettings":
     """What an engine is told; the device by either of its names.
@@ -154,5 +164,6 @@ def runtime_settings(
         precision=precision,
         num_threads=num_threads,
         cache_dir=cache_dir,
+        map_weights=map_weights,
         low_memory=low_memory,
     )

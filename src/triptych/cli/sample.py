@@ -13,6 +13,7 @@ from triptych.cli.options import (
     DeviceOption,
     JsonOption,
     LowMemoryOption,
+    MapWeightsOption,
     NegativePrompt2Option,
     NegativePromptOption,
     PrecisionOption,
@@ -180,6 +181,7 @@ def sample(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
+    map_weights: MapWeightsOption = False,
     low_memory: LowMemoryOption = False,
     prompt_cache: PromptCacheOption = None,
     keep_loaded: Annotated[
@@ -287,6 +289,7 @@ def sample(
             precision=precision,
             num_threads=num_threads,
             cache_dir=cache_dir,
+            map_weights=map_weights,
             low_memory=low_memory,
         ),
         variant=variant,

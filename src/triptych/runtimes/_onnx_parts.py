@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from triptych.dependencies import import_optional
-from triptych.errors import BackendError, BundleError
+from triptych.errors import BackendError
+from triptych.runtimes._onnx_reading import read_graph
 from triptych.runtimes._parts import Part, PartsSession, Step, cut, is_shape
 from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-Model: TypeAlias = "onnx.ModelProto"
 GraphOpener: TypeAlias = "Callable[[bytes], onnxruntime.InferenceSession]"
 
 
@@ -57,20 +56,6 @@ def open_parts(path: Path, *, open_graph: GraphOpener, execution: Execution) -> 
         ports=(tuple(map(_port, inputs)), tuple(map(_port, graph.output))),
         execution=execution,
     )
-
-
-def read_graph(path: Path) -> Model:
-    """Read a graph, without external weights.
-
-    Raises:
-        BundleError: the file is not an ONNX graph.
-    """
-    onnx = import_optional("onnx", extra="onnxruntime")
-    try:
-        model: Model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's errors share no base class with OSError
-        raise BundleError(f"{path}: got {error}, want a readable ONNX graph.") from error
-    return model
 
 
 def _step(

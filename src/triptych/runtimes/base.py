@@ -23,6 +23,8 @@ class RuntimeSettings:
         precision: the arithmetic to compute in, where the engine can choose.
         num_threads: CPU threads inside one operator.
         cache_dir: where compiled networks are kept for the next start, where the engine can.
+        map_weights: leave weights in their mapped files where the engine would repack them in
+            memory, and still knows how to run without.
         low_memory: leave weights in their files and convert them each time they are used, however
             long that takes, where the engine can.
     """
@@ -31,6 +33,7 @@ class RuntimeSettings:
     precision: Precision | None = None
     num_threads: int | None = None
     cache_dir: Path | None = None
+    map_weights: bool = False
     low_memory: bool = False
 
 

@@ -11,7 +11,8 @@ from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
 from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
 from triptych.runtimes._onnx_attention import PASS_NAME, fuse_attention
-from triptych.runtimes._onnx_parts import open_parts, read_graph
+from triptych.runtimes._onnx_parts import open_parts
+from triptych.runtimes._onnx_reading import read_graph
 from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
 from triptych.tensors import TensorSpec
@@ -34,6 +35,9 @@ _DTYPES = {
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Where a graph that comes from memory has its external weights: onnxruntime's
 onnxruntime_session_options_config_keys.h."""
+
+_NO_PREPACKING = "session.disable_prepacking"
+"""Weights of products are read where they lie, mapped where they are external: as above."""
 
 _DISTRIBUTION = re.compile(r"^onnxruntime(-.+)?$")
 
@@ -204,6 +208,8 @@ class OnnxRuntime:
         options.graph_optimization_level = getattr(engine.GraphOptimizationLevel, level)
         if self.settings.low_memory:
             options.enable_cpu_mem_arena = False
+        if self.settings.map_weights:
+            options.add_session_config_entry(_NO_PREPACKING, "1")
         if self.settings.num_threads is not None:
             options.intra_op_num_threads = self.settings.num_threads
         return options

@@ -24,6 +24,7 @@ from triptych.errors import BackendError, BlankPictureError, OutputError, UsageE
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.settings import Settings
+from triptych.types import ComponentName
 from triptych.workflows.generation.generate import (
     NO_PROMPTS,
     GenerateRequest,
@@ -349,6 +350,28 @@ def test_a_model_that_gives_one_colour_ends_the_run(
         with pytest.raises(BlankPictureError, match="one colour"):
             make(request(spoilt, prompts, tmp_path / "dataset", num_workers=num_workers))
     assert tree(tmp_path / "dataset") == {}
+
+
+def test_prompts_that_are_kept_open_no_text_encoder(
+    onnx_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    opened: list[ComponentName],
+    undisturbed: Mapping[str, str],
+) -> None:
+    wish = request(onnx_folder, prompts, tmp_path / "one", prompt_cache=tmp_path / "cache")
+    make(wish)
+    assert sorted(opened) == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    del opened[:]
+    again = replace(wish, output=tmp_path / "two", keep_loaded=False)
+    make(again)
+    assert sorted(opened) == ["unet", "vae_decoder"]
+    del opened[:]
+    make(replace(again, output=tmp_path / "three", prompt_cache=None))
+    assert opened.count("text_encoder") >= len(list((tmp_path / "cache").iterdir())) > 1
+    assert opened.count("unet") == 1
+    for name in ("one", "two", "three"):
+        assert tree(tmp_path / name) == undisturbed
 
 
 # A cluster: a real one on this machine, in a process of its own

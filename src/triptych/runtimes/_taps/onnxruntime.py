@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from triptych.bundle.bundle import Artifact
-from triptych.dependencies import import_optional
-from triptych.errors import BundleError
+from triptych.runtimes._onnx_reading import read_graph
 from triptych.runtimes._taps.base import Tap, Tapped
 from triptych.runtimes._taps.by_scope import Bound, bind_by_scope
 from triptych.runtimes._taps.graph import Graph, Operator, Region
@@ -39,16 +38,7 @@ class OnnxRuntimeTapper:
         Raises:
             BundleError: the file is not a whole graph.
         """
-        import_optional("onnx", extra="onnxruntime")
-        import onnx
-
-        try:
-            model = onnx.load(str(artifact.path), load_external_data=False)
-        except Exception as error:  # protobuf's errors share no base class with OSError
-            raise BundleError(
-                f"{artifact.path}: got {error}, want a readable ONNX graph."
-            ) from error
-        self._model: onnx.ModelProto = model
+        self._model = read_graph(artifact.path)
         self._runtime = runtime
         self._artifact = artifact
 
