@@ -318,6 +318,8 @@ def test_demo_from_nothing_to_checked_pictures_and_again(tmp_path: Path) -> None
             top, left = 28 + row * 134, 170 + column * 134
             np.testing.assert_array_equal(sheet[top : top + 128, left : left + 128], picture)
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    for run_file in output.glob("pictures/*/run.json"):
+        assert Path(json.loads(run_file.read_text())["bundle"]["path"]).parent == output
 
 
 def test_demo_leaves_another_folder_alone(tmp_path: Path) -> None:

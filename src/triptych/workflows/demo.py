@@ -1,5 +1,6 @@
 """The demo: everything triptych does, once, on a checkpoint it makes itself."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from triptych.types import Array, ComponentName, FormatName, ImagePixels
 from triptych.workflows.check import CheckRequest, check_bundle
 from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.record import RunRequest
+from triptych.workflows.run_folder import RUN_FILE
 from triptych.workflows.sample import sample
 from triptych.workflows.sample_request import SampleRequest
 
@@ -73,6 +75,8 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
         sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
         _save_png(sheet, folder / _CONTACT_SHEET)
         parity = _check(folder, checkpoint, report)
+        for run_file in folder.glob(f"pictures/*/{RUN_FILE}"):
+            _name_final_place(run_file, folder, output)
         report("done", 1.0)
     return DemoResult(
         bundles={name: output / name for name in bundles},
@@ -143,6 +147,13 @@ def _check(folder: Path, checkpoint: Path, report: DemoReporter) -> ParityReport
         run=RunRequest(num_inference_steps=_STEPS),
     )
     return check_bundle(request, report=lambda stage: report(f"checking {stage}", 0.85)).report
+
+
+def _name_final_place(run_file: Path, folder: Path, output: Path) -> None:
+    """Say where a run's bundle lies once the demo's folder has its name."""
+    run = json.loads(run_file.read_text(encoding="utf-8"))
+    run["bundle"]["path"] = str(output / Path(run["bundle"]["path"]).relative_to(folder))
+    run_file.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_png(pixels: Array, path: Path) -> None:
