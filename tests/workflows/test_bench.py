@@ -19,7 +19,7 @@ from triptych.models.prompts import prompt_ids
 from triptych.runtimes.base import RuntimeSettings
 from triptych.testing import tiny_checkpoint
 from triptych.types import ComponentName, FormatName
-from triptych.workflows import bench_process, bench_worker
+from triptych.workflows import bench_plan, bench_process, bench_worker
 from triptych.workflows.bench_plan import BenchRequest, plan_bench, sampler_lacks
 from triptych.workflows.bench_process import BenchJob, bench_feed, measure
 from triptych.workflows.bench_report import make_timing, make_work
@@ -191,6 +191,15 @@ def test_what_cannot_be_measured_is_refused(onnx_folder: Path, tmp_path: Path) -
         plan_bench(replace(request(onnx_folder), runtimes=("onnxruntime", "pytorch")))
     with pytest.raises(BundleError, match="want a bundle"):
         plan_bench(request(tmp_path))
+
+
+def test_a_bundle_of_nothing_is_refused(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = replace(onnx_bundle, artifacts={})
+    monkeypatch.setattr(bench_plan, "open_bundle", lambda *_, **__: empty)
+    with pytest.raises(BundleError, match="got no components, want at least one"):
+        plan_bench(request(onnx_bundle.folder))
 
 
 def test_an_engine_that_is_not_installed_is_named_first(

@@ -115,8 +115,8 @@ def _print_report(report: "BenchReport") -> None:
             say(f"matrix products in {arithmetic}: {rate:.0f} GFLOP/s at best")
         if engine.sampler is not None:
             say(f"cold start: {_seconds_text(engine.sampler.cold_start_seconds)} to first latents")
-        for remark in engine.notes:
-            note(f"note: {remark}")
+    for remark in report.notes:
+        note(f"note: {remark}")
 
 
 def _table(engine: "RuntimeBench") -> "Table":

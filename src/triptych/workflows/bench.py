@@ -46,6 +46,7 @@ def bench_bundle(request: BenchRequest, *, report: StageReporter) -> BenchReport
         num_warmup=request.num_warmup,
         machine=take_fingerprint(),
         runtimes=tuple(found),
+        notes=plan.notes,
     )
 
 
@@ -79,7 +80,6 @@ def _bench_runtime(
             for name, each in measured.items()
         ),
         sampler=sampler,
-        notes=plan.notes,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import final
 
 from triptych.bundle.bundle import Bundle, open_bundle
-from triptych.errors import BackendError, MissingDependencyError, UsageError
+from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
 from triptych.models.checkpoint import NETWORK_FOLDERS
 from triptych.models.configs import read_json
 from triptych.models.flops import count_flops
@@ -106,12 +106,16 @@ def plan_bench(request: BenchRequest) -> BenchPlan:
         raise UsageError(
             f"components: got {', '.join(unknown)}, this bundle has {', '.join(bundle.artifacts)}."
         )
+    if not bundle.artifacts:
+        raise BundleError(
+            f"{bundle.folder}: got no components, want at least one. Export it again."
+        )
     components = tuple(
         name for name in bundle.artifacts if name in (request.components or bundle.artifacts)
     )
     engines = tuple(_engine(bundle, name, request) for name in request.runtimes or (None,))
     lacking = sampler_lacks(bundle) if "unet" in components else "the U-Net, which was left out"
-    notes = [] if not lacking else [f"the sampler was not measured: it needs {lacking}"]
+    notes = [f"the sampler was not measured: it needs {lacking}"] if lacking else []
     flops: dict[ComponentName, int] = {}
     try:
         flops.update(_counted(bundle, components, size_px))

@@ -102,7 +102,6 @@ class RuntimeBench:
         matmul_gflop_per_second: its best matrix product, by arithmetic.
         components: in the order they run in a picture's making.
         sampler: None where it did not run.
-        notes: what was not measured, and why.
     """
 
     runtime: str
@@ -112,7 +111,6 @@ class RuntimeBench:
     matmul_gflop_per_second: Mapping[str, float]
     components: tuple[ComponentBench, ...]
     sampler: SamplerBench | None
-    notes: tuple[str, ...]
 
 
 @final
@@ -129,6 +127,7 @@ class BenchReport:
         num_warmup: calls, or steps, before those that were measured.
         machine: where.
         runtimes: one for each engine that was asked for.
+        notes: what was not measured, and why.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -139,6 +138,7 @@ class BenchReport:
     num_warmup: int
     machine: Fingerprint
     runtimes: tuple[RuntimeBench, ...]
+    notes: tuple[str, ...]
 
 
 def make_timing(seconds: Sequence[float]) -> Timing:
