@@ -90,6 +90,7 @@ def _watch(process: "subprocess.Popen[bytes]") -> int | None:
             time.sleep(_POLL_SECONDS)
     except BaseException:
         process.kill()
+        process.wait()
         raise
     return peak
 
