@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.workflows.process_memory import private_bytes, process_tree
+
 POLL_SECONDS = 0.05
 
 
@@ -51,11 +53,10 @@ def measure(
             env={**os.environ, **(environment or {})},
         )
         while process.poll() is None:
-            pids = _tree(process.pid)
-            memory = sum(_status_bytes(pid, "RssAnon") for pid in pids)
+            memory = private_bytes(process.pid) or 0
             peak = max(peak, memory)
             # A process counts for its children, too, once they have ended.
-            written = max(written, sum(_written(pid) for pid in pids))
+            written = max(written, sum(_written(pid) for pid in process_tree(process.pid)))
             seconds = time.perf_counter() - started
             if memory > memory_limit_bytes:
                 ending = f"stopped at {memory / 2**30:.1f} GiB after {seconds:.0f} s"
@@ -74,25 +75,6 @@ def measure(
         exit_code=process.returncode,
         ending=ending,
     )
-
-
-def _tree(pid: int) -> list[int]:
-    found = [pid]
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += _tree(int(child))
-    except OSError:  # it has ended
-        pass
-    return found
-
-
-def _status_bytes(pid: int, field: str) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
 def _written(pid: int) -> int:

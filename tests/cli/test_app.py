@@ -14,6 +14,7 @@ COMMANDS = (
     "check",
     "compare",
     "inspect",
+    "bench",
     "precisions",
     "doctor",
     "tiny-checkpoint",

@@ -6,6 +6,7 @@ import sys
 import typer
 
 import triptych
+from triptych.cli.bench import bench
 from triptych.cli.bisect import bisect
 from triptych.cli.check import check
 from triptych.cli.compare import compare
@@ -45,6 +46,7 @@ for command in (
     locate,
     bisect,
     inspect,
+    bench,
     precisions,
     doctor,
     tiny_checkpoint,

@@ -3,7 +3,7 @@
 Imports torch when it is itself imported, so import it inside the function that needs it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, cast, final, runtime_checkable
@@ -257,10 +257,15 @@ def check_weights(checkpoint: Checkpoint, component: ComponentName) -> None:
 
 
 def _empty_module(checkpoint: Checkpoint, component: ComponentName) -> nn.Module:
-    """The component's module as its config says, its parameters on the meta device."""
+    folder = checkpoint.component_folder(component)
+    return empty_module(component, read_json(folder / "config.json"))
+
+
+def empty_module(component: ComponentName, network_config: Mapping[str, object]) -> nn.Module:
+    """The component's module as its network's config says, its parameters on the meta device."""
     from accelerate import init_empty_weights
 
-    config = dict(read_json(checkpoint.component_folder(component) / "config.json"))
+    config = dict(network_config)
     # Buffers are computed, not stored, so they must be real.
     with init_empty_weights(include_buffers=False):
         match component:
