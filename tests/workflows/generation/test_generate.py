@@ -358,6 +358,8 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or sys.platform != "linux",
     reason="needs Ray, and finds its actors in /proc",
 )
+# Ray looks for clusters among the processes of the machine: one test of it at a time.
+one_at_a_time = pytest.mark.xdist_group("ray")
 PROGRAM = Path(__file__).with_name("ray_cluster.py")
 
 
@@ -368,6 +370,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @needs_ray
+@one_at_a_time
 def test_a_worker_is_killed_and_the_dataset_is_whole(
     onnx_folder: Path, prompts: Path, tmp_path: Path, undisturbed: Mapping[str, str]
 ) -> None:
@@ -388,6 +391,7 @@ def test_a_worker_is_killed_and_the_dataset_is_whole(
 
 
 @needs_ray
+@one_at_a_time
 def test_no_cluster(onnx_folder: Path, prompts: Path, tmp_path: Path) -> None:
     ended = subprocess.run(
         command(onnx_folder, prompts, tmp_path / "dataset", "--executor", "ray"),
