@@ -18,6 +18,12 @@ from triptych.workflows.export import ExportRequest, export_bundles
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how imports are refused
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: a long one at the end leaves the other workers idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that opens a connection is wrong: everything it needs is built here."""

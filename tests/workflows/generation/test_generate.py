@@ -351,15 +351,14 @@ def test_a_model_that_gives_one_colour_ends_the_run(
     assert tree(tmp_path / "dataset") == {}
 
 
-# A cluster: a real one on this machine, in a process of its own
+# A cluster: a real one on this machine, in a process of its own. Ray looks for clusters among all
+# processes, so its tests stand in this file alone, which `make test` gives to one worker.
 
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or sys.platform != "linux",
     reason="needs Ray, and finds its actors in /proc",
 )
-# Ray looks for clusters among the processes of the machine: one test of it at a time.
-one_at_a_time = pytest.mark.xdist_group("ray")
 PROGRAM = Path(__file__).with_name("ray_cluster.py")
 
 
@@ -370,7 +369,6 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @needs_ray
-@one_at_a_time
 def test_a_worker_is_killed_and_the_dataset_is_whole(
     onnx_folder: Path, prompts: Path, tmp_path: Path, undisturbed: Mapping[str, str]
 ) -> None:
@@ -391,7 +389,6 @@ def test_a_worker_is_killed_and_the_dataset_is_whole(
 
 
 @needs_ray
-@one_at_a_time
 def test_no_cluster(onnx_folder: Path, prompts: Path, tmp_path: Path) -> None:
     ended = subprocess.run(
         command(onnx_folder, prompts, tmp_path / "dataset", "--executor", "ray"),
