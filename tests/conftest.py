@@ -1,15 +1,20 @@
 """Fixtures that several kinds of test share. Everything is built here: no hub, no downloads."""
 
 import logging
+import os
+import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from filelock import FileLock
 
 from triptych.bundle.bundle import Bundle, open_bundle
+from triptych.bundle.store import record_files
 from triptych.testing import tiny_checkpoint
 from triptych.types import FormatName
 from triptych.workflows.export import ExportRequest, export_bundles
@@ -35,21 +40,51 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+BuiltOnce: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltOnce]:
+    """Builds a folder for all workers of the suite, which only read it; one builds, others wait."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+    taken = {}
+
+    def build_once(name: str, build: Callable[[Path], object]) -> Path:
+        folder, whole = shared / name, shared / f"{name}.whole"
+        with FileLock(shared / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed at it
+                folder.mkdir()
+                build(folder)
+                whole.touch()
+        taken[folder] = record_files(folder)
+        return folder
+
+    yield build_once
+    for folder, files in taken.items():
+        assert record_files(folder) == files, f"a test changed {folder}, which others read"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(built_once: BuiltOnce) -> Path:
     """A tiny SDXL checkpoint. Read only: copy it before changing anything."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    folder = built_once("checkpoint", lambda folder: tiny_checkpoint(folder / "tiny"))
+    return folder / "tiny"
 
 
-def _exported(to: FormatName, checkpoint: Path, output: Path) -> Path:
-    request = ExportRequest(checkpoint=checkpoint, output=output, formats=[to])
-    return export_bundles(request)[to]
+def _exported(to: FormatName, checkpoint: Path, built_once: BuiltOnce) -> Path:
+    def build(output: Path) -> None:
+        export_bundles(ExportRequest(checkpoint=checkpoint, output=output, formats=[to]))
+
+    return built_once(f"{to}-bundle", build) / to
 
 
 @pytest.fixture(scope="session")
-def onnx_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
     """Its float32 ONNX bundle. Read only: copy it before changing anything."""
-    return _exported("onnx", checkpoint, tmp_path_factory.mktemp("bundles"))
+    return _exported("onnx", checkpoint, built_once)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +94,9 @@ def onnx_bundle(onnx_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def openvino_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def openvino_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
     """The checkpoint's float32 OpenVINO bundle. Read only: copy it before changing anything."""
-    return _exported("openvino", checkpoint, tmp_path_factory.mktemp("bundles"))
+    return _exported("openvino", checkpoint, built_once)
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +106,9 @@ def openvino_bundle(openvino_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def coreml_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coreml_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
     """The checkpoint's float32 Core ML bundle. Read only: copy it before changing anything."""
-    return _exported("coreml", checkpoint, tmp_path_factory.mktemp("bundles"))
+    return _exported("coreml", checkpoint, built_once)
 
 
 @pytest.fixture(scope="session")
@@ -89,28 +124,37 @@ def checkpoint_bundle(checkpoint: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def preview_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preview_checkpoint(built_once: BuiltOnce) -> Path:
     """The same checkpoint with a preview decoder. Read only: copy it before changing anything."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("preview") / "tiny", preview_decoder=True)
+
+    def build(folder: Path) -> None:
+        tiny_checkpoint(folder / "tiny", preview_decoder=True)
+
+    return built_once("preview-checkpoint", build) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def preview_bundles(
-    checkpoint: Path, preview_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path, preview_checkpoint: Path, built_once: BuiltOnce
 ) -> Mapping[FormatName, Bundle]:
     """The preview decoder alone in every format. The exported ones took it from elsewhere."""
-    request = ExportRequest(
-        checkpoint=checkpoint,
-        output=tmp_path_factory.mktemp("previews"),
-        formats=["onnx", "openvino", "coreml"],
-        components=["preview_decoder"],
-        preview_decoder=preview_checkpoint / "preview_decoder",
-        num_jobs=1,
-    )
+    formats: list[FormatName] = ["onnx", "openvino", "coreml"]
+
+    def build(output: Path) -> None:
+        request = ExportRequest(
+            checkpoint=checkpoint,
+            output=output,
+            formats=formats,
+            components=["preview_decoder"],
+            preview_decoder=preview_checkpoint / "preview_decoder",
+            num_jobs=1,
+        )
+        export_bundles(request)
+
+    folder = built_once("preview-bundles", build)
     whole = open_bundle(preview_checkpoint)
     only = replace(whole, artifacts={"preview_decoder": whole.artifact("preview_decoder")})
-    exported = {name: open_bundle(folder) for name, folder in export_bundles(request).items()}
-    return {"diffusers": only, **exported}
+    return {"diffusers": only, **{name: open_bundle(folder / name) for name in formats}}
 
 
 @pytest.fixture(autouse=True, scope="session")
