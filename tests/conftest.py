@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from triptych.bundle.store import record_files
 from triptych.testing import tiny_checkpoint
 from triptych.types import FormatName
 from triptych.workflows.export import ExportRequest, export_bundles
+from triptych.workflows.export_workers import ExportWorkers
 
 # Tests import OpenVINO themselves, and its import sends usage statistics: not from here.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how imports are refused
@@ -37,7 +39,40 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a test tried to reach the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def _surroundings(num_threads: int) -> tuple[Path, Mapping[str, str]]:
+    """What an export process that is started now takes over."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return Path.cwd(), {"OMP_NUM_THREADS": str(num_threads), **own}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kept_export_processes() -> Iterator[None]:
+    """Exports go on in the processes of those before: starting one takes longer than its job.
+
+    Only where they would start alike: frameworks change the environment when they are imported. A
+    test in a folder of its own gets processes of its own, and so does one that makes
+    `ExportWorkers` itself, or exports in a process.
+    """
+    home, kept = Path.cwd(), ExportWorkers()
+    started_in: tuple[Path, Mapping[str, str]] | None = None
+
+    def workers(*, num_threads: int) -> AbstractContextManager[ExportWorkers]:
+        nonlocal kept, started_in
+        here = _surroundings(num_threads)
+        if here[0] != home:
+            return ExportWorkers(num_threads=num_threads)
+        if here != started_in or kept._is_stopped:
+            kept.__exit__(None, None, None)
+            kept, started_in = ExportWorkers(num_threads=num_threads), here
+        return nullcontext(kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("triptych.workflows.export.ExportWorkers", workers)
+        yield
+    kept.__exit__(None, None, None)
 
 
 BuiltOnce: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
