@@ -4,10 +4,12 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +18,7 @@ from filelock import FileLock
 
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import record_files
+from triptych.cli.app import main
 from triptych.testing import tiny_checkpoint
 from triptych.types import FormatName
 from triptych.workflows.export import ExportRequest, export_bundles
@@ -73,6 +76,36 @@ def _kept_export_processes() -> Iterator[None]:
         patch.setattr("triptych.workflows.export.ExportWorkers", workers)
         yield
     kept.__exit__(None, None, None)
+
+
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def triptych() -> Cli:
+    """The real entry point in this process, which has its frameworks loaded already.
+
+    For what a command prints, writes and ends with. What the process itself does, such as what it
+    imports and how it takes signals, shows in one of its own.
+    """
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = ["triptych", *map(str, arguments)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command)
+            with (
+                redirect_stdout(StringIO()) as stdout,
+                redirect_stderr(StringIO()) as stderr,
+                pytest.raises(SystemExit) as ended,
+            ):
+                main()
+        code = ended.value.code
+        assert isinstance(code, int | None)
+        return subprocess.CompletedProcess(
+            command, code or 0, stdout=stdout.getvalue(), stderr=stderr.getvalue()
+        )
+
+    return run
 
 
 BuiltOnce: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
