@@ -9,9 +9,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
 
-# One thread a process: on networks this small several only wait for each other.
+# One thread a process: on networks this small several only wait for each other. Whole files go to
+# a process, in the order of tests/conftest.py, so that what a file's tests share is made once.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The U-Net at its published size, exported and compared with PyTorch: 20 GB of disk, minutes.
 test-full-size: $(INSTALLED)

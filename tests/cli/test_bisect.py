@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -14,15 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def bisect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "triptych.cli", "bisect", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +35,18 @@ def faulty(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sound_bundle_exits_0_and_says_so(checkpoint: Path, onnx_folder: Path) -> None:
-    done = bisect(
-        "components", onnx_folder, "--reference", checkpoint, "--num-inference-steps", "1"
+    """In a process of its own, as people run it."""
+    arguments = ("components", str(onnx_folder), "--reference", str(checkpoint))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "triptych.cli", "bisect", *arguments),
+            *("--num-inference-steps", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("onnxruntime: ")
@@ -50,9 +54,12 @@ def test_a_sound_bundle_exits_0_and_says_so(checkpoint: Path, onnx_folder: Path)
     assert done.stdout.endswith("image: nothing to explain: the candidate keeps its limits\n")
 
 
-def test_a_faulty_one_exits_1_with_one_strict_document(checkpoint: Path, faulty: Path) -> None:
+def test_a_faulty_one_exits_1_with_one_strict_document(
+    triptych: Cli, checkpoint: Path, faulty: Path
+) -> None:
     """NaN among the errors: JSON has no word for it."""
-    done = bisect(
+    done = triptych(
+        "bisect",
         *("components", faulty, "--reference", checkpoint, "--num-inference-steps", "1"),
         "--json",
     )
@@ -88,6 +95,7 @@ def test_a_faulty_one_exits_1_with_one_strict_document(checkpoint: Path, faulty:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_what_cannot_be_asked_is_refused(
+    triptych: Cli,
     checkpoint: Path,
     onnx_folder: Path,
     openvino_folder: Path,
@@ -102,33 +110,30 @@ def test_what_cannot_be_asked_is_refused(
         "checkpoint": checkpoint,
         "nowhere": tmp_path / "nowhere",
     }
-    done = bisect(*(one.format(**places) for one in arguments), "--reference", checkpoint)
+    done = triptych(
+        "bisect", *(one.format(**places) for one in arguments), "--reference", checkpoint
+    )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert done.stdout == ""
 
 
-def test_a_golden_holds_no_networks(checkpoint: Path, onnx_folder: Path, tmp_path: Path) -> None:
+def test_a_golden_holds_no_networks(
+    triptych: Cli, checkpoint: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
     golden = tmp_path / "golden"
-    recorded = subprocess.run(
-        [
-            *(sys.executable, "-m", "triptych.cli", "record", str(checkpoint), str(golden)),
-            *("--num-inference-steps", "1"),
-        ],
-        capture_output=True,
-        check=False,
-    )
+    recorded = triptych("record", checkpoint, golden, "--num-inference-steps", "1")
     assert recorded.returncode == 0
-    done = bisect("components", onnx_folder, "--reference", golden)
+    done = triptych("bisect", "components", onnx_folder, "--reference", golden)
     assert done.returncode == 2
     assert "want the checkpoint" in done.stderr
 
 
 def test_of_several_bundles_one_must_be_chosen(
-    checkpoint: Path, onnx_folder: Path, openvino_folder: Path, tmp_path: Path
+    triptych: Cli, checkpoint: Path, onnx_folder: Path, openvino_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "onnx").symlink_to(onnx_folder)
     (tmp_path / "openvino").symlink_to(openvino_folder)
-    done = bisect("passes", tmp_path, "--reference", checkpoint)
+    done = triptych("bisect", "passes", tmp_path, "--reference", checkpoint)
     assert done.returncode == 2
     assert "want one of them" in done.stderr

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -35,24 +37,19 @@ SAMPLE = (
 )
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def triptych_at_the_edge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     # One thread: on networks this small, several only wait for each other.
     return subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-c", WITHOUT_FRAMEWORKS, *map(str, arguments)],
         capture_output=True,
         text=True,
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
-
-
-def triptych(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run("-m", "triptych.cli", *map(str, arguments))
-
-
-def triptych_at_the_edge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run("-c", WITHOUT_FRAMEWORKS, *map(str, arguments))
 
 
 def only_document(done: subprocess.CompletedProcess[str]) -> object:
@@ -98,7 +95,7 @@ def test_frameworks_are_really_blocked_there(checkpoint: Path, tmp_path: Path) -
     assert not (tmp_path / "pictures").exists()
 
 
-def test_run_json_repeats_a_run(first_run: Path, tmp_path: Path) -> None:
+def test_run_json_repeats_a_run(triptych: Cli, first_run: Path, tmp_path: Path) -> None:
     before = json.loads((first_run / "run.json").read_text(encoding="utf-8"))
     negative, positive = before["time_ids"]
     numbers = [
@@ -135,7 +132,9 @@ def test_run_json_repeats_a_run(first_run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (first_run / name).read_bytes()
 
 
-def test_another_seed_is_another_run(first_run: Path, onnx_folder: Path, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(
+    triptych: Cli, first_run: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
     done = triptych(
         "sample", onnx_folder, *SAMPLE[:5], "8", *SAMPLE[6:], "--output", tmp_path / "x", "--json"
     )
@@ -147,7 +146,9 @@ def test_another_seed_is_another_run(first_run: Path, onnx_folder: Path, tmp_pat
     assert after["final_latents_sha256"] != before["final_latents_sha256"]
 
 
-def test_saved_noise_repeats_a_run(first_run: Path, onnx_folder: Path, tmp_path: Path) -> None:
+def test_saved_noise_repeats_a_run(
+    triptych: Cli, first_run: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
     without_seed: list[str] = [*SAMPLE[:4], *SAMPLE[6:]]
     done = triptych(
         *("sample", onnx_folder, "--output", tmp_path / "again", "--json"),
@@ -168,7 +169,7 @@ def test_saved_noise_repeats_a_run(first_run: Path, onnx_folder: Path, tmp_path:
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(
-    onnx_folder: Path, tmp_path: Path
+    triptych: Cli, onnx_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out [bold][" / "a] :cat:"
     done = triptych(
@@ -182,7 +183,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(
 # --- the other commands --------------------------------------------------------------------------
 
 
-def test_tiny_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+def test_tiny_checkpoint(triptych: Cli, checkpoint: Path, tmp_path: Path) -> None:
     done = triptych("tiny-checkpoint", tmp_path / "tiny", "--seed", "0")
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "tiny") in done.stdout
@@ -195,7 +196,7 @@ def test_tiny_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_export_of_one_component_is_checked_but_has_not_passed(
-    checkpoint: Path, tmp_path: Path
+    triptych: Cli, checkpoint: Path, tmp_path: Path
 ) -> None:
     done = triptych(
         *("export", checkpoint, tmp_path, "--to", "onnx", "--component", "text_encoder", "--json")
@@ -221,7 +222,7 @@ def test_export_of_one_component_is_checked_but_has_not_passed(
 
 
 def test_a_preview_decoder_from_elsewhere_is_exported_and_checked(
-    checkpoint: Path, preview_checkpoint: Path, tmp_path: Path
+    triptych: Cli, checkpoint: Path, preview_checkpoint: Path, tmp_path: Path
 ) -> None:
     done = triptych(
         *("export", checkpoint, tmp_path / "out", "--to", "onnx", "--json"),
@@ -255,7 +256,7 @@ def test_a_preview_decoder_from_elsewhere_is_exported_and_checked(
     ]
 
 
-def test_check_of_a_clean_bundle(onnx_folder: Path, checkpoint: Path) -> None:
+def test_check_of_a_clean_bundle(triptych: Cli, onnx_folder: Path, checkpoint: Path) -> None:
     done = triptych(
         *("check", onnx_folder, "--reference", checkpoint, "--json", "-"),
         *("--num-inference-steps", "2", "--seed", "3"),
@@ -268,7 +269,7 @@ def test_check_of_a_clean_bundle(onnx_folder: Path, checkpoint: Path) -> None:
     assert {row["verdict"] for row in report["candidates"][0]["rows"]} == {"passed"}
 
 
-def test_inspect_is_one_document(onnx_folder: Path, checkpoint: Path) -> None:
+def test_inspect_is_one_document(triptych: Cli, onnx_folder: Path, checkpoint: Path) -> None:
     for path, origin in ((onnx_folder, "triptych"), (checkpoint, "checkpoint")):
         done = triptych("inspect", path, "--json")
         assert (done.returncode, done.stderr) == (0, "")
@@ -277,14 +278,14 @@ def test_inspect_is_one_document(onnx_folder: Path, checkpoint: Path) -> None:
         assert summary["origin"] == origin
 
 
-def test_inspect_for_people_names_every_component(onnx_folder: Path) -> None:
+def test_inspect_for_people_names_every_component(triptych: Cli, onnx_folder: Path) -> None:
     done = triptych("inspect", onnx_folder)
     assert done.returncode == 0
     for name in ("text_encoder_2", "unet", "vae_decoder", "float32, opset 18", "leading"):
         assert name in done.stdout
 
 
-def test_doctor_is_one_document() -> None:
+def test_doctor_is_one_document(triptych: Cli) -> None:
     done = triptych("doctor", "--json")
     assert done.returncode == 0, done.stderr
     diagnosis = only_document(done)
@@ -299,7 +300,7 @@ def test_doctor_at_the_edge_says_what_is_missing() -> None:
     assert "triptych[export]" in " ".join(done.stdout.split())
 
 
-def test_demo_from_nothing_to_checked_pictures_and_again(tmp_path: Path) -> None:
+def test_demo_from_nothing_to_checked_pictures_and_again(triptych: Cli, tmp_path: Path) -> None:
     output = tmp_path / "demo"
     output.mkdir()
     (output / "contact_sheet.png").write_text("an earlier demo's")
@@ -322,7 +323,7 @@ def test_demo_from_nothing_to_checked_pictures_and_again(tmp_path: Path) -> None
         assert Path(json.loads(run_file.read_text())["bundle"]["path"]).parent == output
 
 
-def test_demo_leaves_another_folder_alone(tmp_path: Path) -> None:
+def test_demo_leaves_another_folder_alone(triptych: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     done = triptych("demo", "--output", tmp_path)
     assert done.returncode == 2
@@ -354,7 +355,9 @@ def test_encoded_prompts_draw_the_same_picture(
     np.testing.assert_array_equal(final, pixels(first_run / "final.png"))
 
 
-def test_prompts_and_their_embeddings_exclude_each_other(onnx_folder: Path, tmp_path: Path) -> None:
+def test_prompts_and_their_embeddings_exclude_each_other(
+    triptych: Cli, onnx_folder: Path, tmp_path: Path
+) -> None:
     call = ("sample", onnx_folder, "--output", tmp_path / "x")
     file = ("--prompt-embeds", tmp_path / "no.safetensors")
     for options, told in (

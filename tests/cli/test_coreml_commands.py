@@ -4,7 +4,9 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -13,18 +15,22 @@ pytestmark = pytest.mark.slow
 off_a_mac = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML itself runs here")
 
 
-def triptych(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "triptych.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def sample(bundle: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    steps = ("--num-inference-steps", "1")
-    return triptych("sample", bundle, "--prompt", "a cat", "--output", output, *steps, *options)
+@pytest.fixture
+def sample(triptych: Cli) -> Cli:
+    """One step of a bundle, into a folder."""
+
+    def run(bundle: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        steps = ("--num-inference-steps", "1")
+        return triptych("sample", bundle, "--prompt", "a cat", "--output", output, *steps, *options)
+
+    return run
 
 
 def test_a_bundle_is_sampled_at_the_size_it_was_built_for(
-    coreml_folder: Path, tmp_path: Path
+    sample: Cli, coreml_folder: Path, tmp_path: Path
 ) -> None:
     done = sample(coreml_folder, tmp_path / "out", "--runtime", "coreml-reference")
     assert done.returncode == 0, done.stderr
@@ -32,7 +38,9 @@ def test_a_bundle_is_sampled_at_the_size_it_was_built_for(
     assert "coreml-reference" in json.dumps(run)
 
 
-def test_another_size_is_refused_with_the_built_one(coreml_folder: Path, tmp_path: Path) -> None:
+def test_another_size_is_refused_with_the_built_one(
+    sample: Cli, coreml_folder: Path, tmp_path: Path
+) -> None:
     options = ("--runtime", "coreml-reference", "--height-px", "64")
     done = sample(coreml_folder, tmp_path / "out", *options)
     assert done.returncode == 2
@@ -40,7 +48,9 @@ def test_another_size_is_refused_with_the_built_one(coreml_folder: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_one_row_is_refused_by_a_unet_of_two(coreml_folder: Path, tmp_path: Path) -> None:
+def test_one_row_is_refused_by_a_unet_of_two(
+    sample: Cli, coreml_folder: Path, tmp_path: Path
+) -> None:
     options = ("--runtime", "coreml-reference", "--guidance-scale", "1")
     done = sample(coreml_folder, tmp_path / "out", *options)
     assert done.returncode == 3
@@ -50,7 +60,9 @@ def test_one_row_is_refused_by_a_unet_of_two(coreml_folder: Path, tmp_path: Path
 
 
 @off_a_mac
-def test_core_ml_itself_is_refused_off_a_mac(coreml_folder: Path, tmp_path: Path) -> None:
+def test_core_ml_itself_is_refused_off_a_mac(
+    sample: Cli, coreml_folder: Path, tmp_path: Path
+) -> None:
     done = sample(coreml_folder, tmp_path / "out")
     assert done.returncode == 4
     assert "runs on macOS only" in done.stderr
@@ -59,7 +71,7 @@ def test_core_ml_itself_is_refused_off_a_mac(coreml_folder: Path, tmp_path: Path
 
 @off_a_mac
 def test_a_check_on_core_ml_itself_is_not_run_off_a_mac(
-    coreml_folder: Path, checkpoint: Path
+    triptych: Cli, coreml_folder: Path, checkpoint: Path
 ) -> None:
     done = triptych("check", coreml_folder, "--reference", checkpoint, "--json", "-")
     assert done.returncode == 4
@@ -75,7 +87,9 @@ def test_a_check_on_core_ml_itself_is_not_run_off_a_mac(
     assert "--runtime coreml-reference" in done.stderr
 
 
-def test_a_check_of_the_program_passes_anywhere(coreml_folder: Path, checkpoint: Path) -> None:
+def test_a_check_of_the_program_passes_anywhere(
+    triptych: Cli, coreml_folder: Path, checkpoint: Path
+) -> None:
     options = ("--runtime", "coreml-reference", "--num-inference-steps", "8", "--json", "-")
     done = triptych("check", coreml_folder, "--reference", checkpoint, *options)
     assert done.returncode == 0, done.stderr
@@ -97,7 +111,6 @@ def test_a_check_of_the_program_passes_anywhere(coreml_folder: Path, checkpoint:
     [
         (("--to", "onnx", "--coreml-chunks", "2"), "settings that only coreml has"),
         (("--to", "openvino", "--height-px", "64"), "settings that only coreml has"),
-        (("--to", "coreml", "--palettize-bits", "3"), "want one of None, 1, 2, 4, 6, 8"),
         (("--to", "coreml", "--width-px", "60"), "want a positive multiple of 8"),
         (
             ("--to", "coreml", "--precision", "int8-dynamic"),
@@ -106,7 +119,7 @@ def test_a_check_of_the_program_passes_anywhere(coreml_folder: Path, checkpoint:
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(
-    options: tuple[str, ...], told: str, checkpoint: Path, tmp_path: Path
+    triptych: Cli, options: tuple[str, ...], told: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     done = triptych("export", checkpoint, tmp_path / "out", *options)
     assert done.returncode == 2
@@ -114,7 +127,22 @@ def test_settings_that_cannot_be_are_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_device_has_one_name_at_a_time(coreml_folder: Path, tmp_path: Path) -> None:
+def test_bits_that_cannot_be_are_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own: this one checks annotations, which refuse them first."""
+    arguments = (str(checkpoint), str(tmp_path / "out"), "--to", "coreml", "--palettize-bits", "3")
+    done = subprocess.run(
+        [sys.executable, "-m", "triptych.cli", "export", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "want one of None, 1, 2, 4, 6, 8" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_has_one_name_at_a_time(sample: Cli, coreml_folder: Path, tmp_path: Path) -> None:
     options = ("--device", "all", "--compute-units", "all")
     done = sample(coreml_folder, tmp_path / "out", *options)
     assert done.returncode == 2

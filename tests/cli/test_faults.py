@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -22,37 +23,12 @@ from safetensors.numpy import load_file, save_file
 from triptych.bundle.bundle import open_bundle
 from triptych.bundle.manifest import read_manifest, write_manifest
 from triptych.bundle.store import record_files
-from triptych.cli.app import main
 
 WORKER = "triptych.workflows.export_process"
 ONE_STEP = ("--prompt", "a cat", "--num-inference-steps", "1")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int | str | None
-    stdout: str
-    stderr: str
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def triptych(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The real entry point in this process, which has its frameworks loaded already."""
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Ended(code=ended.value.code, stdout=printed.out, stderr=printed.err)
-
-    return run
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -125,7 +101,7 @@ def test_damage_is_named_by_every_command(
     checked = triptych("check", bundle, "--reference", checkpoint)
     inspected = triptych("inspect", bundle)
 
-    assert (sampled.code, checked.code, inspected.code) == (3, 3, 3)
+    assert (sampled.returncode, checked.returncode, inspected.returncode) == (3, 3, 3)
     for ended in (sampled, checked):
         assert ended.stdout == ""
         assert told in ended.stderr
@@ -137,7 +113,7 @@ def test_damage_is_named_by_every_command(
 def test_damage_in_json_is_a_document_and_exit_code_3(triptych: Cli, bundle: Path) -> None:
     flip_a_byte(bundle / "unet" / "model.onnx")
     inspected = triptych("inspect", bundle, "--json")
-    assert inspected.code == 3
+    assert inspected.returncode == 3
     (problem, *_) = json.loads(inspected.stdout)["problems"]
     assert problem.startswith("unet/model.onnx: content changed")
 
@@ -149,13 +125,13 @@ def test_config_of_another_model(
     sign_again(bundle)
 
     sampled = triptych("sample", bundle, *ONE_STEP, "--output", tmp_path / "pictures")
-    assert sampled.code == 3
+    assert sampled.returncode == 3
     assert "unet 'encoder_hidden_states': got float32 [batch_size, 77, 80]" in sampled.stderr
     assert "want float32 [batch, 77, 96]" in sampled.stderr
     assert "configs beside it are of different models" in sampled.stderr
 
     checked = triptych("check", bundle, "--reference", checkpoint)
-    assert checked.code == 3
+    assert checked.returncode == 3
     assert "model.cross_attention_dim 96 and 80" in checked.stderr
 
 
@@ -163,7 +139,7 @@ def test_graph_of_another_component(triptych: Cli, bundle: Path, tmp_path: Path)
     shutil.copy(bundle / "vae_encoder" / "model.onnx", bundle / "vae_decoder" / "model.onnx")
     sign_again(bundle)
     sampled = triptych("sample", bundle, *ONE_STEP, "--output", tmp_path / "pictures")
-    assert sampled.code == 3
+    assert sampled.returncode == 3
     assert "vae_decoder/model.onnx: got inputs sample, want 'latent_sample'" in sampled.stderr
     assert "not an SDXL vae_decoder" in sampled.stderr
     assert not (tmp_path / "pictures").exists()
@@ -177,7 +153,7 @@ def test_nan_in_a_weight_fails_the_check(
     sign_again(bundle)
 
     sampled = triptych("sample", bundle, *ONE_STEP, "--output", tmp_path / "pictures")
-    assert sampled.code == 1
+    assert sampled.returncode == 1
     assert "unet 'noise_pred': got 2048 of 2048 elements NaN" in sampled.stderr
     assert "Its weights hold NaN" in sampled.stderr
     assert not (tmp_path / "pictures").exists()
@@ -186,7 +162,7 @@ def test_nan_in_a_weight_fails_the_check(
         *("check", bundle, "--reference", checkpoint, "--num-inference-steps", "1"),
         *("--num-threads", "1", "--json", "-"),
     )
-    assert checked.code == 1
+    assert checked.returncode == 1
     report = json.loads(checked.stdout)
     assert report["verdict"] == "failed"
     rows = report["candidates"][0]["rows"]
@@ -203,7 +179,7 @@ def test_checkpoint_of_pickles(triptych: Cli, copied_checkpoint: Path, tmp_path:
         ("inspect", copied_checkpoint),
     ):
         ended = triptych(*arguments)
-        assert (ended.code, ended.stdout) == (3, "")
+        assert (ended.returncode, ended.stdout) == (3, "")
         assert "diffusion_pytorch_model.bin, want safetensors" in ended.stderr
         assert "safe_serialization=True" in ended.stderr
     assert not (tmp_path / "out").exists()
@@ -212,7 +188,7 @@ def test_checkpoint_of_pickles(triptych: Cli, copied_checkpoint: Path, tmp_path:
 def test_truncated_weights(triptych: Cli, copied_checkpoint: Path, tmp_path: Path) -> None:
     cut(copied_checkpoint / "text_encoder" / "model.safetensors")
     ended = triptych("sample", copied_checkpoint, *ONE_STEP, "--output", tmp_path / "out")
-    assert ended.code == 3
+    assert ended.returncode == 3
     assert "text_encoder/model.safetensors" in ended.stderr
     assert "Copy or download it again" in ended.stderr
 
@@ -250,7 +226,7 @@ def test_sampling_that_cannot_be(
 ) -> None:
     output = tmp_path / "pictures"
     ended = triptych("sample", onnx_folder, *ONE_STEP, "--output", output, *arguments)
-    assert (ended.code, ended.stdout) == (code, "")
+    assert (ended.returncode, ended.stdout) == (code, "")
     assert told in " ".join(ended.stderr.split())
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +237,7 @@ def test_a_checkpoint_is_not_for_onnxruntime(
     ended = triptych(
         "sample", checkpoint, *ONE_STEP, "--output", tmp_path / "x", "--runtime", "onnxruntime"
     )
-    assert ended.code == 2
+    assert ended.returncode == 2
     assert "bundle in diffusers format, want pytorch" in ended.stderr
 
 
@@ -271,7 +247,7 @@ def test_an_existing_output_folder_is_not_touched(
     (tmp_path / "final.png").write_text("mine")
     before = record_files(tmp_path)
     ended = triptych("sample", onnx_folder, *ONE_STEP, "--output", tmp_path)
-    assert (ended.code, ended.stdout) == (2, "")
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert "--overwrite" in ended.stderr
     assert record_files(tmp_path) == before
 
@@ -293,13 +269,13 @@ def test_checks_that_cannot_be(
     told: str,
 ) -> None:
     ended = triptych("check", onnx_folder, "--reference", checkpoint, *arguments)
-    assert (ended.code, ended.stdout) == (code, "")
+    assert (ended.returncode, ended.stdout) == (code, "")
     assert told in ended.stderr
 
 
 def test_a_bundle_as_the_reference(triptych: Cli, onnx_folder: Path) -> None:
     ended = triptych("check", onnx_folder, "--reference", onnx_folder)
-    assert ended.code == 3
+    assert ended.returncode == 3
     assert "want the checkpoint in diffusers layout" in ended.stderr
 
 
@@ -308,7 +284,7 @@ def test_an_existing_bundle_is_not_replaced_unasked(
 ) -> None:
     before = record_files(onnx_folder)
     ended = triptych("export", checkpoint, onnx_folder.parent, "--to", "onnx")
-    assert (ended.code, ended.stdout) == (2, "")
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert "--overwrite" in ended.stderr
     assert record_files(onnx_folder) == before
 
@@ -328,7 +304,7 @@ def test_a_failed_verification_writes_nothing_and_keeps_the_old_bundle(
     arguments = ("export", copied_checkpoint, "--to", "onnx", "--component", "text_encoder")
 
     ended = triptych(*arguments, tmp_path / "new")
-    assert (ended.code, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (1, "")
     assert "text_encoder 'hidden_states'" in ended.stderr
     assert "NaN" in ended.stderr
     assert list((tmp_path / "new").iterdir()) == []
@@ -338,7 +314,7 @@ def test_a_failed_verification_writes_nothing_and_keeps_the_old_bundle(
     shutil.copytree(bundle, old / "onnx")
     before = record_files(old)
     ended = triptych(*arguments, old, "--overwrite")
-    assert ended.code == 1
+    assert ended.returncode == 1
     assert record_files(old) == before
     assert [path.name for path in old.iterdir()] == ["onnx"]
 
@@ -488,7 +464,7 @@ def test_a_killed_export_leaves_the_bundle_it_was_to_replace(
         assert target.exists() or (moment is manifest_is_there and aside)
         for whole in [target] if target.exists() else aside:
             if record_files(whole) == before:
-                assert triptych("inspect", whole).code == 0
+                assert triptych("inspect", whole).returncode == 0
             else:
                 assert moment is manifest_is_there
                 open_bundle(whole).check_files()

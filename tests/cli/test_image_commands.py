@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -14,7 +16,23 @@ from triptych.testing import tiny_checkpoint
 pytestmark = pytest.mark.slow
 
 
-def sample(bundle: Path, *options: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def sample(triptych: Cli) -> Cli:
+    """A run in this process, into a folder."""
+
+    def run(bundle: Path, *options: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+        return triptych("sample", bundle, "--prompt", "a cat", "--output", folder / "out", *options)
+
+    return run
+
+
+def sample_beside(
+    bundle: Path, *options: str | Path, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """A run in a folder of its own modules, as a process of its own: what is imported stays."""
     command = [
         *(sys.executable, "-m", "triptych.cli", "sample", bundle, "--prompt", "a cat"),
         *("--output", folder / "out", *options),
@@ -37,7 +55,9 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_picture_is_made_anew_in_part(picture: Path, onnx_folder: Path, tmp_path: Path) -> None:
+def test_a_picture_is_made_anew_in_part(
+    sample: Cli, picture: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
     options = ("--image", picture, "--strength", "0.5", "--num-inference-steps", "6")
     done = sample(onnx_folder, *options, "--save-steps", "1,3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -58,7 +78,7 @@ def mask(tmp_path: Path) -> Path:
 
 
 def test_a_part_of_a_picture_is_made_anew(
-    picture: Path, mask: Path, onnx_folder: Path, tmp_path: Path
+    sample: Cli, picture: Path, mask: Path, onnx_folder: Path, tmp_path: Path
 ) -> None:
     done = sample(
         *(onnx_folder, "--image", picture, "--mask", mask, "--padding-mask-crop", "8"),
@@ -74,7 +94,7 @@ def test_a_part_of_a_picture_is_made_anew(
         assert made.size == (64, 75)
 
 
-def test_a_refiner_goes_on(onnx_folder: Path, tmp_path: Path) -> None:
+def test_a_refiner_goes_on(sample: Cli, onnx_folder: Path, tmp_path: Path) -> None:
     refiner = tiny_checkpoint(tmp_path / "refiner", seed=1, kind="refiner")
     done = sample(
         *(onnx_folder, "--refiner", refiner, "--denoising-split", "0.5", "--json"),
@@ -88,7 +108,9 @@ def test_a_refiner_goes_on(onnx_folder: Path, tmp_path: Path) -> None:
     assert run["start"]["num_steps"] + run["refiner"]["start"]["num_steps"] == 4
 
 
-def test_guidance_and_noise_levels_as_they_are_asked_for(onnx_folder: Path, tmp_path: Path) -> None:
+def test_guidance_and_noise_levels_as_they_are_asked_for(
+    sample: Cli, onnx_folder: Path, tmp_path: Path
+) -> None:
     done = sample(
         *(onnx_folder, "--num-inference-steps", "4", "--json", "--guidance-rescale", "0.7"),
         *("--guidance-interval", "0.25", "0.75", "--clip-skip", "1"),
@@ -130,7 +152,7 @@ NEEDS_AN_IMAGE = "without --image, want both"
     ],
 )
 def test_wishes_that_cannot_be(
-    options: tuple[str, ...], told: str, onnx_folder: Path, tmp_path: Path
+    sample: Cli, options: tuple[str, ...], told: str, onnx_folder: Path, tmp_path: Path
 ) -> None:
     Image.new("L", (32, 32), 255).save(tmp_path / "small.png")
     Image.new("L", (32, 32), 0).save(tmp_path / "black.png")
@@ -179,7 +201,7 @@ def test_bad_callbacks_leave_nothing(
 ) -> None:
     (tmp_path / "mine.py").write_text(CALLBACKS)
     steps = ("--num-inference-steps", "2")
-    done = sample(onnx_folder, *steps, "--callback", f"mine:{name}", folder=tmp_path)
+    done = sample_beside(onnx_folder, *steps, "--callback", f"mine:{name}", folder=tmp_path)
     assert done.returncode == code, done.stderr
     assert told in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -196,9 +218,11 @@ def test_a_callback_beside_the_command(onnx_folder: Path, tmp_path: Path) -> Non
         "    pass\n"
     )
     steps = ("--num-inference-steps", "2", "--guidance-cutoff", "0.5")
-    done = sample(onnx_folder, *steps, "--callback", "mine:zero", folder=tmp_path)
+    done = sample_beside(onnx_folder, *steps, "--callback", "mine:zero", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = sample(onnx_folder, *steps, "--callback", "mine:forgets", "--overwrite", folder=tmp_path)
+    done = sample_beside(
+        onnx_folder, *steps, "--callback", "mine:forgets", "--overwrite", folder=tmp_path
+    )
     assert done.returncode == 2
     assert "return callback_kwargs" in done.stderr
     assert (tmp_path / "out" / "final.png").is_file()  # the run before is whole

@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -28,9 +29,12 @@ main()
 SMALL = ("--height-px", "64", "--width-px", "72", "--num-inference-steps", "3")
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -39,16 +43,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def triptych(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run("-m", "triptych.cli", *map(str, arguments))
-
-
-def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run("-c", WITHOUT_TORCH, *map(str, arguments))
-
-
 @pytest.fixture(scope="session")
-def golden(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden(triptych: Cli, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "tiny"
     done = triptych("record", checkpoint, folder, *SMALL, "--seed", "5", "--profile", "full")
     assert done.returncode == 0, done.stderr
@@ -87,7 +83,7 @@ def test_lower_precisions_cost_what_they_should(golden: Path) -> None:
     assert 2e-4 < worst["fp16_weights"] < worst["fp16"] < 5e-3 < worst["bf16"] < 5e-2
 
 
-def test_a_run_of_ones_own_is_recorded(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_of_ones_own_is_recorded(triptych: Cli, checkpoint: Path, tmp_path: Path) -> None:
     done = triptych(
         *("record", checkpoint, tmp_path / "mine", *SMALL, "--precision", "fp16"),
         *("--prompt", "a cat", "--prompt-2", "oil painting", "--negative-prompt", "fog"),
@@ -115,7 +111,12 @@ def test_a_run_of_ones_own_is_recorded(checkpoint: Path, tmp_path: Path) -> None
     ],
 )
 def test_recordings_that_cannot_be(
-    checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, told: str
+    triptych: Cli,
+    checkpoint: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    told: str,
 ) -> None:
     done = triptych("record", checkpoint, tmp_path / "golden", *arguments)
     assert done.returncode == code, done.stderr
@@ -124,7 +125,7 @@ def test_recordings_that_cannot_be(
 
 
 def test_what_is_there_stays_unless_it_is_a_golden(
-    checkpoint: Path, golden: Path, tmp_path: Path
+    triptych: Cli, checkpoint: Path, golden: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
@@ -138,7 +139,7 @@ def test_what_is_there_stays_unless_it_is_a_golden(
     assert golden.is_dir()
 
 
-def test_a_bundle_is_not_recorded(onnx_folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_not_recorded(triptych: Cli, onnx_folder: Path, tmp_path: Path) -> None:
     done = triptych("record", onnx_folder, tmp_path / "golden")
     assert done.returncode == 3
     assert "want the checkpoint in diffusers layout" in done.stderr
@@ -169,6 +170,7 @@ def test_torch_is_really_absent_there(checkpoint: Path, onnx_folder: Path) -> No
 
 
 def test_several_engines_at_once_are_compared_with_each_other(
+    triptych: Cli,
     golden: Path,
     onnx_folder: Path,
     openvino_folder: Path,
@@ -200,7 +202,9 @@ def test_several_engines_at_once_are_compared_with_each_other(
     assert "the pictures' size, 128 x 128 px and 64 x 72 px (height x width)" in done.stderr
 
 
-def test_one_line_says_all_about_a_component(golden: Path, onnx_folder: Path) -> None:
+def test_one_line_says_all_about_a_component(
+    triptych: Cli, golden: Path, onnx_folder: Path
+) -> None:
     done = triptych("check", onnx_folder, "--reference", golden)
     (line,) = [
         line for line in done.stdout.splitlines() if line.startswith("  component       unet")
@@ -210,7 +214,7 @@ def test_one_line_says_all_about_a_component(golden: Path, onnx_folder: Path) ->
 
 
 def test_an_engine_that_is_absent_is_listed_and_fails_only_where_it_is_required(
-    golden: Path, onnx_folder: Path, coreml_folder: Path, tmp_path: Path
+    triptych: Cli, golden: Path, onnx_folder: Path, coreml_folder: Path, tmp_path: Path
 ) -> None:
     if sys.platform == "darwin":
         pytest.skip("Core ML is present on macOS")
@@ -247,14 +251,16 @@ def test_an_engine_that_is_absent_is_listed_and_fails_only_where_it_is_required(
     ],
 )
 def test_options_that_do_not_go_with_a_golden(
-    golden: Path, onnx_folder: Path, arguments: tuple[str, ...], told: str
+    triptych: Cli, golden: Path, onnx_folder: Path, arguments: tuple[str, ...], told: str
 ) -> None:
     done = triptych("check", onnx_folder, "--reference", golden, *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert told in done.stderr
 
 
-def test_a_stale_golden_is_not_compared(golden: Path, onnx_folder: Path, tmp_path: Path) -> None:
+def test_a_stale_golden_is_not_compared(
+    triptych: Cli, golden: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
     bundle = shutil.copytree(onnx_folder, tmp_path / "bundle")
     (bundle / "triptych.json").unlink()
     path = bundle / "scheduler" / "scheduler_config.json"
@@ -267,7 +273,7 @@ def test_a_stale_golden_is_not_compared(golden: Path, onnx_folder: Path, tmp_pat
 
 
 def test_accepted_limits_are_written_for_review_and_then_pass(
-    golden: Path, onnx_folder: Path, tmp_path: Path
+    triptych: Cli, golden: Path, onnx_folder: Path, tmp_path: Path
 ) -> None:
     """Judged as fp32, an output that is off by a little fails; accepted, it passes."""
     bundle = shutil.copytree(onnx_folder, tmp_path / "bundle")
@@ -322,7 +328,9 @@ def test_a_metric_of_ones_own_is_told_and_decides_nothing(
     assert image["metrics"] == {names[0]: image["max_abs"], names[1]: "inf"}
 
 
-def test_one_engine_on_two_devices_is_two_candidates(golden: Path, onnx_folder: Path) -> None:
+def test_one_engine_on_two_devices_is_two_candidates(
+    triptych: Cli, golden: Path, onnx_folder: Path
+) -> None:
     names = ("onnxruntime:CPUExecutionProvider", "openvino:CPU")
     named = [part for name in names for part in ("--runtime", name)]
     done = triptych("check", onnx_folder, "--reference", golden, *named, "--json", "-")
@@ -332,14 +340,16 @@ def test_one_engine_on_two_devices_is_two_candidates(golden: Path, onnx_folder: 
     assert report["odd_one_out"]["participants"] == ["reference", *names]
 
 
-def test_a_class_of_ones_own_choosing(golden: Path, onnx_folder: Path) -> None:
+def test_a_class_of_ones_own_choosing(triptych: Cli, golden: Path, onnx_folder: Path) -> None:
     done = triptych("check", onnx_folder, "--reference", golden, "--class", "int8", "--json", "-")
     assert done.returncode == 0, done.stderr
     rows = [row for row in rows_of(json.loads(done.stdout)) if row["limit"] is not None]
     assert {row["precision"] for row in rows} == {"int8"}
 
 
-def test_a_checkpoint_measures_the_floors_it_needs(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_measures_the_floors_it_needs(
+    triptych: Cli, checkpoint: Path, tmp_path: Path
+) -> None:
     made = triptych(
         *("export", checkpoint, tmp_path, "--to", "onnx", "--precision", "fp16"),
         *("--component", "text_encoder"),

@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
@@ -41,6 +41,8 @@ pytestmark = [
     ),
 ]
 
+Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
 LIMIT = 1e-4
 """Relative L2 after every step. Measured: 2.0e-6."""
 
@@ -66,25 +68,17 @@ def foreign_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("optimum") / "onnx"
     arguments = ["export", "onnx", "--model", str(checkpoint), "--task", "text-to-image"]
     module = [sys.executable, "-m", "optimum.commands.optimum_cli"]
-    ran = run([*module, *arguments, str(folder)], folder=folder.parent)
-    assert ran.returncode == 0, ran.stderr
-    return folder
-
-
-def run(command: list[str], *, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
+    ran = subprocess.run(
+        [*module, *arguments, str(folder)],
+        cwd=folder.parent,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-
-
-def triptych(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "triptych.cli", *arguments], folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder
 
 
 def wishes(*, height: int, width: int, guidance_scale: float = 5.0) -> Settings:
@@ -224,16 +218,18 @@ def test_what_optimum_exports_has_no_odd_sizes_and_ours_has(
     assert_same_latents(actual, our_latents(checkpoint_bundle, "pytorch", settings))
 
 
-def test_triptych_samples_from_what_optimum_exports(foreign_folder: Path, tmp_path: Path) -> None:
-    request = ["--prompt", "a cat", "--num-inference-steps", "4", "--output", "pictures"]
-    ran = triptych("sample", str(foreign_folder), *request, folder=tmp_path)
+def test_triptych_samples_from_what_optimum_exports(
+    triptych: Cli, foreign_folder: Path, tmp_path: Path
+) -> None:
+    request = ("--prompt", "a cat", "--num-inference-steps", "4")
+    ran = triptych("sample", foreign_folder, *request, "--output", tmp_path / "pictures")
     assert ran.returncode == 0, ran.stderr
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["final.png", "latents.safetensors", "run.json", "step_04.png"]
 
 
-def test_triptych_inspects_what_optimum_exports(foreign_folder: Path, tmp_path: Path) -> None:
-    ran = triptych("inspect", str(foreign_folder), "--json", folder=tmp_path)
+def test_triptych_inspects_what_optimum_exports(triptych: Cli, foreign_folder: Path) -> None:
+    ran = triptych("inspect", foreign_folder, "--json")
     assert ran.returncode == 0, ran.stderr
     summary = json.loads(ran.stdout)
     assert summary["origin"] == "foreign"
@@ -244,10 +240,10 @@ def test_triptych_inspects_what_optimum_exports(foreign_folder: Path, tmp_path: 
 
 
 def test_triptych_check_finds_the_odd_sizes_that_optimum_leaves_out(
-    foreign_folder: Path, checkpoint: Path, tmp_path: Path
+    triptych: Cli, foreign_folder: Path, checkpoint: Path
 ) -> None:
-    arguments = ["check", str(foreign_folder), "--reference", str(checkpoint), "--json", "-"]
-    ran = triptych(*arguments, "--num-inference-steps", "2", folder=tmp_path)
+    arguments = ("check", foreign_folder, "--reference", checkpoint, "--json", "-")
+    ran = triptych(*arguments, "--num-inference-steps", "2")
     assert ran.returncode == 1, ran.stderr
     report = json.loads(ran.stdout)
     assert report["verdict"] == "failed"

@@ -32,7 +32,6 @@ ColorScheme: TypeAlias = Literal["light", "dark"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.xdist_group("browser"),
 ]
 
 CONTRAST = """() => {

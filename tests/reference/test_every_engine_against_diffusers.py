@@ -81,10 +81,7 @@ def checkpoints(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> M
     }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FORMATS],
-)
+@pytest.fixture(scope="module", params=FORMATS)
 def engine(
     request: pytest.FixtureRequest,
     checkpoints: Mapping[str, Path],

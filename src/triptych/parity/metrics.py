@@ -59,22 +59,14 @@ def check_comparable(actual: Array, expected: Array, *, component: str, tensor: 
         TensorMismatchError: the shapes differ, the kinds of dtype differ, a dtype is not an integer
             or a float of at most 64 bits, or there are no elements.
     """
-
-    def mismatch(hint: str) -> TensorMismatchError:
-        return TensorMismatchError(
-            component=component,
-            tensor=tensor,
-            actual=describe(actual),
-            expected=describe(expected),
-            hint=hint,
-        )
-
     if actual.shape != expected.shape:
-        raise mismatch("Nothing is broadcast.")
+        hint = "Nothing is broadcast."
+        raise _mismatch(actual, expected, component=component, tensor=tensor, hint=hint)
     for array in (actual, expected):
         _check_measurable(array, component=component, tensor=tensor)
     if actual.dtype.kind != expected.dtype.kind:
-        raise mismatch("Widths may differ, kinds may not; convert one side deliberately.")
+        hint = "Widths may differ, kinds may not; convert one side deliberately."
+        raise _mismatch(actual, expected, component=component, tensor=tensor, hint=hint)
 
 
 def rel_l2(actual: Array, expected: Array) -> float:
@@ -206,6 +198,18 @@ def rms(values: Array) -> float:
     _check_measurable(values, component="rms", tensor="values")
     peak, unit_rms = _peak_and_unit_rms(_as_float64(values))
     return peak * unit_rms
+
+
+def _mismatch(
+    actual: Array, expected: Array, *, component: str, tensor: str, hint: str
+) -> TensorMismatchError:
+    return TensorMismatchError(
+        component=component,
+        tensor=tensor,
+        actual=describe(actual),
+        expected=describe(expected),
+        hint=hint,
+    )
 
 
 def _check_measurable(array: Array, *, component: str, tensor: str) -> None:

@@ -374,7 +374,8 @@ def test_prompts_that_are_kept_open_no_text_encoder(
         assert tree(tmp_path / name) == undisturbed
 
 
-# A cluster: a real one on this machine, in a process of its own
+# A cluster: a real one on this machine, in a process of its own. Ray looks for clusters among all
+# processes, so its tests stand in this file alone, which `make test` gives to one worker.
 
 
 needs_ray = pytest.mark.skipif(
