@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
-SMALL = ("--height-px", "64", "--width-px", "64")
+SMALL = ("--size", "64")
 
 
 def triptych(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -113,6 +113,8 @@ def test_a_component_that_gives_nan_exits_1(onnx_folder: Path, tmp_path: Path) -
     [
         (("--runtime", "pytorch"), 2, "want onnxruntime or openvino"),
         (("--width-px", "65"), 2, "width_px: got 65"),
+        (("--size", "65"), 2, "height_px: got 65"),
+        ((*SMALL, "--width-px", "64"), 2, "--size: got one beside"),
         (("--steps", "0"), 2, "--steps"),
         (("--device", "TPU", "--component", "vae_decoder"), 4, "no execution provider 'TPU'"),
     ],

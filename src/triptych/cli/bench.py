@@ -19,6 +19,7 @@ from triptych.cli.options import (
     runtime_settings,
 )
 from triptych.cli.sample_options import HeightOption, WidthOption
+from triptych.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +49,10 @@ def bench(
             help="Only this one. May be repeated. Steps are measured with the unet.",
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="PX", help="Of both edges: --height-px and --width-px."),
+    ] = None,
     height_px: HeightOption = None,
     width_px: WidthOption = None,
     steps: Annotated[
@@ -75,6 +80,8 @@ def bench(
     from triptych.workflows.bench import bench_bundle
     from triptych.workflows.bench_plan import BenchRequest
 
+    if size is not None and (height_px, width_px) != (None, None):
+        raise UsageError("--size: got one beside --height-px or --width-px, want one of them.")
     request = BenchRequest(
         bundle=bundle,
         runtimes=tuple(runtime or ()),
@@ -88,8 +95,8 @@ def bench(
             low_memory=low_memory,
         ),
         components=tuple(component or ()),
-        height_px=height_px,
-        width_px=width_px,
+        height_px=size or height_px,
+        width_px=size or width_px,
         num_calls=steps,
         num_warmup=warmup,
         variant=variant,
