@@ -14,7 +14,7 @@ from triptych.models.sdxl import COMPONENTS
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime, RuntimeSettings
 from triptych.runtimes.checked import open_session
-from triptych.runtimes.pytorch import exact_arithmetic
+from triptych.runtimes.pytorch import PytorchSession, exact_arithmetic, normalise_contiguous
 from triptych.types import Array, ComponentName, Precision
 
 IDS = np.arange(77, dtype=np.int64).reshape(1, 77)
@@ -228,3 +228,33 @@ def test_a_closed_session_does_not_run(checkpoint_bundle: Bundle) -> None:
     session.close()
     with pytest.raises(BackendError, match="closed session"):
         session.run({"input_ids": IDS})
+
+
+# What PyTorch itself gets wrong
+
+
+def test_a_group_norm_of_channels_last_values_is_as_exact_as_of_others() -> None:
+    values = torch.randn(2, 64, 512, 512, generator=torch.Generator().manual_seed(0)) + 0.5
+    values = values.to(memory_format=torch.channels_last)
+    norm = torch.nn.GroupNorm(32, 64).requires_grad_(requires_grad=False)
+    network = torch.nn.Sequential(norm)
+    exact = torch.nn.GroupNorm(32, 64).double().requires_grad_(requires_grad=False)(values.double())
+    torch_alone = float((network(values) - exact).norm() / exact.norm())
+    normalise_contiguous(network)
+    ours = float((network(values) - exact).norm() / exact.norm())
+    assert ours < 5e-7
+    assert torch_alone > 1e-5, "PyTorch has become exact: this need not be done any more"
+
+
+def test_every_group_norm_sees_plain_values(checkpoint_bundle: Bundle) -> None:
+    session = make_runtime("pytorch").open(checkpoint_bundle.artifact("vae_decoder"))
+    assert isinstance(session, PytorchSession)
+    seen = []
+    norms = [part for part in session._module.modules() if isinstance(part, torch.nn.GroupNorm)]  # type: ignore[union-attr]
+    for part in norms:
+        part.register_forward_pre_hook(
+            lambda _, values: seen.append(values[0].is_contiguous())  # after ours, of what it gave
+        )
+    session.run({"latents": np.ones((2, 4, 16, 16), np.float32)}, ("image",))
+    assert len(seen) == len(norms) > 5
+    assert all(seen)

@@ -121,6 +121,8 @@ class Pytorch:
         else:
             loaded = load_module(checkpoint, component, dtype=getattr(torch, _DTYPES[stored]))
             module = loaded.to(device, dtype)
+        if device == "cpu":
+            normalise_contiguous(module)
         return PytorchSession(
             module,
             artifact=artifact,
@@ -155,6 +157,25 @@ class Pytorch:
             },
             remedy="",
         )
+
+
+def normalise_contiguous(module: "torch.nn.Module") -> None:
+    """Give every group norm in a module values in their plain order.
+
+    PyTorch's kernel for channels-last values on CPUs adds up a whole group in one float32, and
+    attention blocks leave such values behind. Measured with torch 2.13 on 2 x 128 channels of 512 x
+    512 with mean 0.5 and deviation 1: relative L2 4.4e-5 from float64, and 5.5e-8 in plain order;
+    of the whole VAE decoder 4.2e-5 and 6e-7, where a float32 check allows 1e-5.
+    """
+    from torch.nn import GroupNorm
+
+    for part in module.modules():
+        if isinstance(part, GroupNorm):
+            part.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(_: "torch.nn.Module", values: "tuple[torch.Tensor, ...]") -> "torch.Tensor":
+    return values[0].contiguous()
 
 
 def make_runtime(settings: RuntimeSettings) -> Pytorch:
