@@ -16,6 +16,7 @@ from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
 from triptych.errors import UsageError
 from triptych.exporters._onnx_graph import check_graph, describe_graph
+from triptych.exporters._onnx_group_norm import add_up_by_rows
 from triptych.exporters._onnx_in_place import leave_weights_in_place
 from triptych.exporters._onnx_quantization import quantize_graph
 from triptych.exporters._onnx_trace import trace_component
@@ -78,6 +79,8 @@ class OnnxExporter:
         module, stored = skeleton_module(checkpoint, component, dtype=dtype)
         model = trace_component(module, component, checkpoint)
         del module
+        if component in ("vae_encoder", "vae_decoder") and dtype == torch.float32:
+            add_up_by_rows(model)
         report("weights", 0.4)
         path = folder / component / ARTIFACT_FILES["onnx"]
         path.parent.mkdir(exist_ok=True)
