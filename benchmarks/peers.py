@@ -84,7 +84,7 @@ class Result:
     peak_bytes: int
 
 
-def run_triptych(runtime_name: str, *, map_weights: bool = False) -> Callable[[Run, Tick], None]:
+def run_triptych(runtime_name: str, *, map_weights: bool = True) -> Callable[[Run, Tick], None]:
     """Our pipeline on one engine."""
 
     def run(asked: Run, tick: Tick) -> None:
@@ -186,7 +186,7 @@ def run_genai(asked: Run, tick: Tick) -> None:
 WORKERS: Mapping[str, Callable[[Run, Tick], None]] = {
     "triptych-openvino": run_triptych("openvino"),
     "triptych-onnxruntime": run_triptych("onnxruntime"),
-    "triptych-onnxruntime-mapped": run_triptych("onnxruntime", map_weights=True),
+    "triptych-onnxruntime-repacked": run_triptych("onnxruntime", map_weights=False),
     "optimum-openvino": run_optimum_openvino,
     "optimum-onnxruntime": run_optimum_onnx,
     "genai": run_genai,
@@ -216,7 +216,7 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
         add("optimum-openvino", ir, precision, ours)
         add("genai", ir, precision, ours)
         add("diffusers", options.checkpoint, precision, ours)
-    add("triptych-onnxruntime-mapped", options.onnx, "fp32")
+    add("triptych-onnxruntime-repacked", options.onnx, "fp32")
     ours = add("triptych-onnxruntime", options.onnx, "fp32")
     add("optimum-onnxruntime", options.optimum_onnx or options.onnx, "fp32", ours)
     return [one for one in found if not options.only or one.name in options.only]

@@ -95,7 +95,7 @@ def test_frameworks_are_really_blocked_there(checkpoint: Path, tmp_path: Path) -
     assert not (tmp_path / "pictures").exists()
 
 
-def test_run_json_repeats_a_run(triptych: Cli, first_run: Path, tmp_path: Path) -> None:
+def test_run_json_repeats_a_run(first_run: Path, tmp_path: Path) -> None:
     before = json.loads((first_run / "run.json").read_text(encoding="utf-8"))
     negative, positive = before["time_ids"]
     numbers = [
@@ -122,7 +122,7 @@ def test_run_json_repeats_a_run(triptych: Cli, first_run: Path, tmp_path: Path) 
         *("--runtime", before["runtime"]["name"], "--device", before["runtime"]["device"]),
     ]
 
-    done = triptych("sample", *arguments, "--output", tmp_path / "again", "--json")
+    done = triptych_at_the_edge("sample", *arguments, "--output", tmp_path / "again", "--json")
 
     assert done.returncode == 0, done.stderr
     after = only_document(done)
@@ -146,11 +146,9 @@ def test_another_seed_is_another_run(
     assert after["final_latents_sha256"] != before["final_latents_sha256"]
 
 
-def test_saved_noise_repeats_a_run(
-    triptych: Cli, first_run: Path, onnx_folder: Path, tmp_path: Path
-) -> None:
+def test_saved_noise_repeats_a_run(first_run: Path, onnx_folder: Path, tmp_path: Path) -> None:
     without_seed: list[str] = [*SAMPLE[:4], *SAMPLE[6:]]
-    done = triptych(
+    done = triptych_at_the_edge(
         *("sample", onnx_folder, "--output", tmp_path / "again", "--json"),
         *("--latents", first_run / "latents.safetensors"),
         *without_seed,

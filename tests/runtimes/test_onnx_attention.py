@@ -1,6 +1,7 @@
 """Attention that is written out is found, and nothing else is taken for it."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -193,6 +194,17 @@ def test_what_others_read_stays(onnx_bundle: Bundle) -> None:
     assert read <= made | given
     assert set(outputs) <= made
     assert not any(node.op_type == "Softmax" for node in model.graph.node)
+
+
+def test_without_the_onnx_package_a_graph_runs_as_it_is(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    artifact = onnx_bundle.artifact("vae_decoder")
+    session = OnnxRuntime(settings=RuntimeSettings()).open(artifact)
+    assert session.execution.details["attention"] == "not fused: onnx is not installed"
+    with CheckedSession(session, artifact) as checked:  # which refuses what is not finite
+        checked.run({"latents": np.zeros((1, 4, 8, 8), np.float32)})
 
 
 @pytest.mark.parametrize("component", ["unet", "vae_encoder", "vae_decoder"])

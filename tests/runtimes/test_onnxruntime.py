@@ -273,7 +273,7 @@ import onnxruntime
 from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.onnxruntime import OnnxRuntime
 runtime = OnnxRuntime(settings=RuntimeSettings(map_weights={mapped}))
-options = runtime._options(onnxruntime)
+options = runtime._options(onnxruntime, "fp32")
 session = onnxruntime.InferenceSession({str(path)!r}, sess_options=options)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """

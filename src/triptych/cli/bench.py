@@ -66,7 +66,7 @@ def bench(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
-    map_weights: MapWeightsOption = False,
+    map_weights: MapWeightsOption = True,
     low_memory: LowMemoryOption = False,
     variant: VariantOption = None,
     json: JsonOption = False,

@@ -94,7 +94,7 @@ def check(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
-    map_weights: MapWeightsOption = False,
+    map_weights: MapWeightsOption = True,
     low_memory: LowMemoryOption = False,
     reference_device: Annotated[
         str | None,

@@ -115,7 +115,7 @@ def generate(
     compute_units: ComputeUnitsOption = None,
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
-    map_weights: MapWeightsOption = False,
+    map_weights: MapWeightsOption = True,
     num_threads: ThreadsOption = None,
     prompt_cache: PromptCacheOption = None,
     keep_loaded: Annotated[

@@ -59,9 +59,8 @@ ThreadsOption: TypeAlias = Annotated[
 MapWeightsOption: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--map-weights",
-        help="ONNX Runtime: leave weights in their files, mapped, instead of repacking them in "
-        "memory.",
+        "--map-weights/--no-map-weights",
+        help="ONNX Runtime: leave weights in their files, mapped, or repack them in memory.",
     ),
 ]
 
@@ -147,7 +146,7 @@ def runtime_settings(
     precision: Literal["fp32", "fp16", "bf16"] | None,
     num_threads: int | None,
     cache_dir: Path | None = None,
-    map_weights: bool = False,
+    map_weights: bool = True,
     low_memory: bool = False,
 ) -> "RuntimeSettings":
     """What an engine is told; the device by either of its names.

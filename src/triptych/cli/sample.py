@@ -181,7 +181,7 @@ def sample(
     precision: PrecisionOption = None,
     cache_dir: CacheOption = None,
     num_threads: ThreadsOption = None,
-    map_weights: MapWeightsOption = False,
+    map_weights: MapWeightsOption = True,
     low_memory: LowMemoryOption = False,
     prompt_cache: PromptCacheOption = None,
     keep_loaded: Annotated[

@@ -24,7 +24,7 @@ class RuntimeSettings:
         num_threads: CPU threads inside one operator.
         cache_dir: where compiled networks are kept for the next start, where the engine can.
         map_weights: leave weights in their mapped files where the engine would repack them in
-            memory, and still knows how to run without.
+            memory, and is as fast without.
         low_memory: leave weights in their files and convert them each time they are used, however
             long that takes, where the engine can.
     """
@@ -33,7 +33,7 @@ class RuntimeSettings:
     precision: Precision | None = None
     num_threads: int | None = None
     cache_dir: Path | None = None
-    map_weights: bool = False
+    map_weights: bool = True
     low_memory: bool = False
 
 

@@ -359,7 +359,13 @@ def test_prompts_that_are_kept_open_no_text_encoder(
     opened: list[ComponentName],
     undisturbed: Mapping[str, str],
 ) -> None:
-    wish = request(onnx_folder, prompts, tmp_path / "one", prompt_cache=tmp_path / "cache")
+    wish = request(
+        onnx_folder,
+        prompts,
+        tmp_path / "one",
+        prompt_cache=tmp_path / "cache",
+        shard=Shard(index=0, count=20),
+    )
     make(wish)
     assert sorted(opened) == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
     del opened[:]
@@ -371,7 +377,9 @@ def test_prompts_that_are_kept_open_no_text_encoder(
     assert opened.count("text_encoder") >= len(list((tmp_path / "cache").iterdir())) > 1
     assert opened.count("unet") == 1
     for name in ("one", "two", "three"):
-        assert tree(tmp_path / name) == undisturbed
+        made = tree(tmp_path / name)
+        assert made
+        assert made.items() <= undisturbed.items()
 
 
 # A cluster: a real one on this machine, in a process of its own. Ray looks for clusters among all
