@@ -125,6 +125,14 @@ def half_scale(model: onnx.ModelProto) -> None:
     set_value(model, "one", np.array([0.5], np.float32))
 
 
+def scale_and_a_half(model: onnx.ModelProto) -> None:
+    set_value(model, "one", np.array([1.5], np.float32))
+
+
+def scale_of_another_query(model: onnx.ModelProto) -> None:
+    named(model, "heads_shape").input[0] = "v_heads"
+
+
 def scale_of_another_axis(model: onnx.ModelProto) -> None:
     set_value(model, "last", [-2])
     set_value(model, "end", [-1])
@@ -170,6 +178,8 @@ def weights_that_are_wanted(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        scale_and_a_half,
+        scale_of_another_query,
         half_scale, scale_of_another_axis, unscaled_query, masked, softmax_of_columns,
         values_in_another_layout, joined_in_another_layout, other_heads_of_values,
         heads_that_are_computed, weights_that_are_wanted,

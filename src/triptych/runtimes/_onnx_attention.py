@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+from triptych.runtimes._onnx_reading import names_read
+
 if TYPE_CHECKING:
     import onnx
 
@@ -107,7 +109,7 @@ class _Graph:
     def of(model: "onnx.ModelProto") -> "_Graph":
         readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
-            for name in node.input:
+            for name in names_read(node):
                 readers.setdefault(name, []).append(node)
         return _Graph(
             makers={name: node for node in model.graph.node for name in node.output},
@@ -122,10 +124,12 @@ class _Graph:
         mixed = self._only_reader(softmax.output[0], "MatMul")
         if scores is None or mixed is None or _axis(softmax) not in (-1, 3):
             return None
-        query = self._scaled(scores.input[0])
-        key = self._scaled(scores.input[1])
+        scaled = [self._made_by(name, "Mul") for name in scores.input]
         heads_first = self._only_reader(mixed.output[0], "Transpose")
-        if query is None or key is None or heads_first is None:
+        if heads_first is None or None in scaled:
+            return None
+        (query, query_factor), (key, key_factor) = (product.input for product in scaled if product)
+        if not all(self._is_root_of_scale(name, query) for name in (query_factor, key_factor)):
             return None
         joined = self._only_reader(heads_first.output[0], "Reshape")
         if joined is None or _permutation(heads_first) != _HEADS_FIRST:
@@ -156,16 +160,8 @@ class _Graph:
         alone = len(nodes) == 1 and nodes[0].op_type == kind and name not in self.outputs
         return nodes[0] if alone else None
 
-    def _scaled(self, name: str) -> str | None:
-        """What is multiplied by the root of the scale, where it is that."""
-        product = self._made_by(name, "Mul")
-        if product is None:
-            return None
-        values, factor = product.input
-        return values if self._is_root_of_scale(factor) else None
-
-    def _is_root_of_scale(self, name: str) -> bool:
-        """Whether a value is sqrt(1 / sqrt(last axis of a query)), whatever it is cast to."""
+    def _is_root_of_scale(self, name: str, query: str) -> bool:
+        """Whether a value is sqrt(1 / sqrt(last axis of the query)), whatever it is cast to."""
         root = self._made_by(self._uncast(name), "Sqrt")
         scale = root and self._made_by(self._uncast(root.input[0]), "Div")
         width_root = scale and self._made_by(self._uncast(scale.input[1]), "Sqrt")
@@ -173,12 +169,10 @@ class _Graph:
         shape = width and self._made_by(width.input[0], "Shape")
         if not (scale and width and shape):
             return False
-        query = self._made_by(shape.input[0], "Transpose")
         return (
-            self._integers(scale.input[0]) == [1]
-            and self._integers(width.input[1]) == [-1]
-            and query is not None
-            and _permutation(query) == _HEADS_FIRST
+            self._constant(scale.input[0]) == [1]
+            and self._constant(width.input[1]) == [-1]
+            and shape.input[0] == query
         )
 
     def _uncast(self, name: str) -> str:
@@ -202,23 +196,26 @@ class _Graph:
         """The axes that a Reshape is given; None for those that are computed."""
         joined = self._made_by(name, "Concat")
         if joined is None:
-            return list(self._integers(name) or [])
+            return self._integers(name)
         axes: list[int | None] = []
         for part in joined.input:
             unsqueezed = self._made_by(part, "Unsqueeze")
-            found = self._integers(unsqueezed.input[0] if unsqueezed else part)
-            axes += found or [None]
+            axes += self._integers(unsqueezed.input[0] if unsqueezed else part) or [None]
         return axes
 
-    def _integers(self, name: str) -> list[int] | None:
-        """A constant's values; None where it is none."""
+    def _integers(self, name: str) -> list[int | None]:
+        """A constant's values as lengths; none where it is no constant."""
+        return [int(value) for value in self._constant(name)]
+
+    def _constant(self, name: str) -> list[float]:
+        """A constant's values; none where it is no constant, or not in the graph."""
         import onnx
 
         constant = self._made_by(name, "Constant")
         proto = constant.attribute[0].t if constant else self.initializers.get(name)
         if proto is None or proto.external_data:
-            return None
-        return [int(value) for value in onnx.numpy_helper.to_array(proto).reshape(-1)]
+            return []
+        return [float(value) for value in onnx.numpy_helper.to_array(proto).reshape(-1)]
 
 
 def _permutation(transpose: "onnx.NodeProto") -> list[int]:
@@ -237,12 +234,6 @@ def _read_nodes(
     kept = []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
-            wanted.update(
-                name
-                for attribute in node.attribute
-                for inner in attribute.g.node
-                for name in inner.input
-            )
+            wanted.update(names_read(node))
             kept.append(node)
     return kept[::-1]

@@ -1,12 +1,12 @@
 """An ONNX graph part by part: see `_parts.py`."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.errors import BackendError
-from triptych.runtimes._onnx_reading import read_graph
+from triptych.runtimes._onnx_reading import names_read, read_graph
 from triptych.runtimes._parts import Part, PartsSession, Step, cut, is_shape
 from triptych.runtimes.base import Execution
 from triptych.tensors import TensorSpec
@@ -61,20 +61,12 @@ def open_parts(path: Path, *, open_graph: GraphOpener, execution: Execution) -> 
 def _step(
     node: "onnx.NodeProto", computed: set[str], weights: "Mapping[str, onnx.TensorProto]"
 ) -> Step:
-    read = dict.fromkeys(_names_read(node))
+    read = dict.fromkeys(names_read(node))
     return Step(
         reads=tuple(name for name in read if name in computed),
         gives=tuple(name for name in node.output if name),
         weight_bytes=sum(_weight_bytes(weights[name]) for name in read if name in weights),
     )
-
-
-def _names_read(node: "onnx.NodeProto") -> Iterator[str]:
-    """The inputs of a node, and what the graphs inside it read."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _names_read(inner)
 
 
 def _weight_bytes(weight: "onnx.TensorProto") -> int:
@@ -95,7 +87,7 @@ def _part_model(
     import onnx
 
     nodes = [model.graph.node[index] for index in part.steps]
-    read = dict.fromkeys(name for node in nodes for name in _names_read(node))
+    read = dict.fromkeys(name for node in nodes for name in names_read(node))
     shapes = {name: value for name, value in feed.items() if is_shape(value)}
     graph = onnx.helper.make_graph(
         nodes,

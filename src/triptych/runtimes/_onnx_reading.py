@@ -1,5 +1,6 @@
 """Reading ONNX graphs without their external weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
     import onnx
 
 Model: TypeAlias = "onnx.ModelProto"
+
+
+def names_read(node: "onnx.NodeProto") -> Iterator[str]:
+    """The inputs of a node, and what the graphs inside it read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from names_read(inner)
 
 
 def read_graph(path: Path) -> Model:

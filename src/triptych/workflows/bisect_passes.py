@@ -156,7 +156,7 @@ def _guilty_text(share: Share, whole: Trial) -> str:
     gone = percent_text(1 - part_of(share.without, whole.error))
     return (
         f"{share.name} carries {gone} of the error: without it {share.without:.1e}. "
-        "Leave it out with InferenceSession(…, disabled_optimizers=[…])"
+        "Leave it out with OnnxRuntime(…, disabled_optimizers=(…))"
     )
 
 
