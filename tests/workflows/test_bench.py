@@ -259,10 +259,15 @@ def test_an_interrupt_ends_the_process(
 @pytest.mark.slow
 def test_a_process_leaves_with_its_parent(onnx_bundle: Bundle, tmp_path: Path) -> None:
     """Its stdin ends: a parent that was killed leaves no process behind that holds a U-Net."""
-    asked = replace(job(onnx_bundle, "onnxruntime"), num_calls=100_000)
+    asked = replace(
+        job(onnx_bundle, "onnxruntime", num_calls=1_000_000), what="component", component="unet"
+    )
     command = bench_worker._command(asked, tmp_path / "outcome.json")
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=60) == 1
+        try:
+            assert process.wait(timeout=60) == 1
+        finally:
+            process.kill()
     assert not (tmp_path / "outcome.json").exists()
