@@ -81,7 +81,8 @@ class OpenVino:
 
     Attributes:
         settings: `device` is OpenVINO's name of one; `precision` what every component computes
-            in, fp32 unless asked otherwise; `cache_dir` keeps compiled networks, without weights.
+            in, fp32 unless asked otherwise; `cache_dir` keeps compiled networks: without weights,
+            but for float16 ones, which are kept as wide as they are computed with.
         force_precision: tell the engine what to compute in. False leaves it at its own default,
             which many users run unknowingly: a check of fp32 then fails where that is bf16.
         static_axes: lengths for axes of the spec, such as batch, height and width, for devices
@@ -167,7 +168,7 @@ class OpenVino:
                 f"openvino: got no device {device!r}, want one of those present: "
                 f"{', '.join(core.available_devices)}."
             )
-        config = self._config(core, device, artifact, rounded=rounded_activations(model))
+        config = self._config(core, device, model, artifact)
         try:
             return core.compile_model(model, device, config)
         except RuntimeError as error:
@@ -193,9 +194,10 @@ class OpenVino:
         )
 
     def _config(
-        self, core: "openvino.Core", device: str, artifact: Artifact, *, rounded: Precision | None
+        self, core: "openvino.Core", device: str, model: "openvino.Model", artifact: Artifact
     ) -> dict[str, object]:
         settings = self.settings
+        rounded = rounded_activations(model)
         supported = core.get_property(device, "SUPPORTED_PROPERTIES")
         if settings.precision is not None and settings.precision not in _HINTS:
             raise UsageError(
@@ -217,9 +219,12 @@ class OpenVino:
                     "in openvino format: it keeps no cache of others. Leave it out."
                 )
             config["CACHE_DIR"] = str(settings.cache_dir)
-            config["CACHE_MODE"] = "OPTIMIZE_SIZE"
-            if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
-                config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
+            if _is_half(model):  # widened weights are mapped when they are found again
+                config["CACHE_MODE"] = "OPTIMIZE_SPEED"
+            else:
+                config["CACHE_MODE"] = "OPTIMIZE_SIZE"
+                if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
+                    config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
         return {**config, **self.properties}
 
     def _execution(
@@ -304,6 +309,15 @@ def rounded_activations(model: "openvino.Model") -> Precision | None:
         return "int8-dynamic"
     calibrated = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     return "hybrid" if calibrated else None
+
+
+def _is_half(model: "openvino.Model") -> bool:
+    """Whether most of a graph's weights are float16."""
+    sizes = Counter[str]()
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            sizes[node.get_element_type().get_type_name()] += node.get_byte_size()
+    return 2 * sizes["f16"] > sizes.total()
 
 
 def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
