@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -129,8 +130,8 @@ def folder_bytes(folder: Path, *, besides: Path) -> int:
 def run(
     candidate: Candidate, scratch: Path, checkpoint: Path, options: argparse.Namespace
 ) -> tuple[Measured, int]:
-    """Measure one exporter, and forget what it wrote."""
-    output = scratch / "output"
+    """Measure one exporter, and remove what it wrote unless that is to be kept."""
+    output = scratch / candidate.name.replace(" ", "-")
     command = [argument.replace("OUT", str(output)) for argument in candidate.arguments]
     measured = measure(
         [sys.executable, *command],
@@ -140,8 +141,16 @@ def run(
         environment=OFFLINE,
     )
     size = folder_bytes(output, besides=checkpoint) if output.is_dir() else 0
-    shutil.rmtree(output, ignore_errors=True)
+    if not options.keep:
+        shutil.rmtree(output, ignore_errors=True)
     return measured, size
+
+
+def scratch_folder(options: argparse.Namespace) -> AbstractContextManager[str]:
+    """Where everything is written: removed at the end, unless it is to be kept."""
+    if options.keep:
+        return nullcontext(str(options.scratch))
+    return TemporaryDirectory(dir=options.scratch, prefix="bench-export-")
 
 
 def row_text(name: str, measured: Measured, size: int) -> str:
@@ -157,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--keep", action="store_true", help="leave the models in --scratch")
     parser.add_argument("--only", action="append", metavar="NAME")
     parser.add_argument("--memory-gib", type=float, default=19.0)
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -167,7 +177,9 @@ def main() -> None:
         checkpoint, output, size_px = options.plain_coreml
         export_plainly(Path(checkpoint), Path(output), int(size_px))
         return
-    with TemporaryDirectory(dir=options.scratch, prefix="bench-export-") as folder:
+    if options.keep and options.scratch is None:
+        parser.error("--keep needs --scratch, a folder that is there")
+    with scratch_folder(options) as folder:
         scratch = Path(folder)
         checkpoint = options.checkpoint
         if checkpoint is None:

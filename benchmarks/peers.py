@@ -1,12 +1,14 @@
 """One step, a cold start and the memory of a run, beside other pipelines on the same weights.
 
 Every contestant is a process of its own, one after the other: text encoders, then a few steps at
-guidance 5 without a picture. A ratio below 1 means that triptych takes less than the other.
+guidance 5 without a picture. A ratio below 1 means that triptych takes less than the other. The
+same network in the same engine is up to 10 % faster or slower from one process to the next;
+--repeat 3 goes through all of them three times, and the medians are compared.
 
     python benchmarks/peers.py --checkpoint FOLDER --onnx BUNDLE --openvino BUNDLE [--size 512]
 
 The bundles are ours, which the other libraries open too; --optimum-onnx and --optimum-openvino name
-what optimum-cli wrote, to be run by optimum and GenAI in their place.
+others, such as what optimum-cli wrote, to be run by optimum and GenAI in their place.
 """
 
 import argparse
@@ -71,17 +73,19 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run took.
+    """What a run took, or several.
 
     Attributes:
         cold_start: seconds from the start of the process to the first latents.
         step: median seconds of the later steps.
         peak_bytes: of private memory.
+        steps: the median of each run, where there were several.
     """
 
     cold_start: float
     step: float
     peak_bytes: int
+    steps: tuple[float, ...] = ()
 
 
 def run_triptych(runtime_name: str, *, map_weights: bool = True) -> Callable[[Run, Tick], None]:
@@ -252,18 +256,49 @@ def work(worker: str, asked: str, ticks: Path) -> None:
     ticks.write_text(json.dumps(seconds))
 
 
-def row_text(contestant: Contestant, result: Result | str, ours: Result | None) -> str:
+def compete_repeatedly(
+    found: list[Contestant], repeats: int, scratch: Path
+) -> dict[str, Result | str]:
+    """Everybody once, then everybody again; who fails once is not asked again."""
+    runs: dict[str, list[Result]] = {}
+    failures: dict[str, Result | str] = {}
+    for turn in range(repeats):
+        for contestant in found:
+            name = contestant.name
+            if name in failures:
+                continue
+            result = compete(contestant, scratch / f"{name.replace(' ', '-')}.log")
+            print(f"{turn + 1} of {repeats}, {name}: {result}", file=sys.stderr, flush=True)
+            if isinstance(result, Result):
+                runs.setdefault(name, []).append(result)
+            else:
+                failures[name] = result
+    return {**{name: middle(results) for name, results in runs.items()}, **failures}
+
+
+def middle(results: list[Result]) -> Result:
+    """The medians of several runs' seconds, and the most memory."""
+    return Result(
+        cold_start=median(result.cold_start for result in results),
+        step=median(result.step for result in results),
+        peak_bytes=max(result.peak_bytes for result in results),
+        steps=tuple(result.step for result in results),
+    )
+
+
+def row_text(contestant: Contestant, result: Result | str, ours: Result | str | None) -> str:
     """A row of the table, in Markdown: figures, and ours divided by theirs."""
     if isinstance(result, str):
         return f"| {contestant.name} | {result} |||||"
     ratios = ("", "")
-    if ours is not None:
+    if isinstance(ours, Result):
         ratios = (
             f"{ours.step / result.step:.2f}",
             f"{ours.cold_start / result.cold_start:.2f}, {ours.peak_bytes / result.peak_bytes:.2f}",
         )
+    ends = f" ({min(result.steps):.2f} to {max(result.steps):.2f})" if result.steps[1:] else ""
     return (
-        f"| {contestant.name} | {result.step:.2f} | {result.cold_start:.1f} | "
+        f"| {contestant.name} | {result.step:.2f}{ends} | {result.cold_start:.1f} | "
         f"{result.peak_bytes / 2**30:.2f} | {ratios[0]} | {ratios[1]} |"
     )
 
@@ -275,6 +310,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--repeat", type=int, default=1, metavar="TIMES")
     parser.add_argument("--only", action="append", metavar="NAME")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -288,15 +324,15 @@ def main() -> None:
     print("| pipeline | s a step | s to first latents | peak private GiB | step: ours / theirs "
           "| start, memory: ours / theirs |")  # fmt: skip
     print("|---|---|---|---|---|---|", flush=True)
-    found: dict[str, Result] = {}
+    found = contestants(options)
     with TemporaryDirectory(prefix="peers-") as scratch:
-        for contestant in contestants(options):
-            result = compete(contestant, Path(scratch, f"{contestant.name.replace(' ', '-')}.log"))
-            print(row_text(contestant, result, found.get(contestant.rival)), flush=True)
-            if isinstance(result, Result):
-                found[contestant.name] = result
+        results = compete_repeatedly(found, options.repeat, Path(scratch))
+    for contestant in found:
+        print(row_text(contestant, results[contestant.name], results.get(contestant.rival)))
     if options.json:
-        document = {name: asdict(result) for name, result in found.items()}
+        document = {
+            name: asdict(result) for name, result in results.items() if isinstance(result, Result)
+        }
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
