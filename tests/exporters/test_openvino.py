@@ -14,7 +14,7 @@ import torch
 
 from triptych.bundle.bundle import Artifact, Bundle
 from triptych.bundle.layouts import component_bindings
-from triptych.errors import BundleError, UsageError
+from triptych.errors import BundleError
 from triptych.exporters import make_exporter
 from triptych.exporters.base import ArtifactFacts, ExportSettings
 from triptych.models.checkpoint import open_checkpoint
@@ -241,11 +241,6 @@ def test_only_int8_dynamic_tells_openvino_to_round_activations(export: Export) -
 
 def test_int8_leaves_a_vae_that_overflows_alone(export: Export) -> None:
     assert set(describe(export("vae_decoder", "int8")).weight_dtypes) == {"float32"}
-
-
-def test_bf16_is_no_way_to_store_weights() -> None:
-    with pytest.raises(UsageError, match=r"want one of fp32, fp16, int8.* sample --precision bf16"):
-        make_exporter("openvino", ExportSettings(precision="bf16"))
 
 
 @pytest.mark.parametrize("timestep", [951.0, 1.0])

@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from triptych.bundle.bundle import Bundle, open_bundle
+from triptych.exporters.base import ExportSettings
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
@@ -34,6 +35,7 @@ from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 from triptych.workflows.check import CheckRequest, check_bundle
 from triptych.workflows.check_candidates import declared_precisions
+from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.inspect import inspect_path
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ pytestmark = [
 
 LIMIT = 1e-4
 """Relative L2 after every step. Measured: 2e-6 and less."""
+
+LIMIT_BF16 = 5e-2
 
 PROMPT, PROMPT_2 = "a cat in the snow", "a red dog"
 SEED = 3
@@ -96,11 +100,21 @@ def worst(actual: list[Latents], expected: list[Latents]) -> float:
 def test_optimum_samples_our_bundle_as_we_do(
     size: tuple[int, int], openvino_folder: Path, openvino_bundle: Bundle
 ) -> None:
+    steps, picture = optimums_steps(openvino_folder, size=size)
+    latents, _ = our_steps(openvino_bundle, Prompts(prompt=(PROMPT,)), size=size)
+    assert worst(latents, steps) < LIMIT
+    image = decode(openvino_bundle, make_runtime("openvino"), {"it": latents[-1]})["it"]
+    ours = np.clip(image / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+    assert rel_l2(np.ascontiguousarray(ours), picture) < LIMIT
+
+
+def optimums_steps(
+    folder: Path, *, size: tuple[int, int] = (128, 128)
+) -> tuple[list[Latents], Array]:
+    """Every step's latents, and the picture."""
     from optimum.intel import OVStableDiffusionXLPipeline
 
-    pipeline = OVStableDiffusionXLPipeline.from_pretrained(
-        openvino_folder, export=False, ov_config=EXACT
-    )
+    pipeline = OVStableDiffusionXLPipeline.from_pretrained(folder, export=False, ov_config=EXACT)
     pipeline.set_progress_bar_config(disable=True)
     steps: list[Latents] = []
 
@@ -121,11 +135,7 @@ def test_optimum_samples_our_bundle_as_we_do(
         output_type="np",
         callback_on_step_end=keep,
     ).images
-    latents, _ = our_steps(openvino_bundle, Prompts(prompt=(PROMPT,)), size=size)
-    assert worst(latents, steps) < LIMIT
-    image = decode(openvino_bundle, make_runtime("openvino"), {"it": latents[-1]})["it"]
-    ours = np.clip(image / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
-    assert rel_l2(np.ascontiguousarray(ours), picture) < LIMIT
+    return steps, picture
 
 
 # OpenVINO GenAI
@@ -168,8 +178,12 @@ def their_steps(
 
 @pytest.fixture(scope="module")
 def genai_betas(openvino_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return with_genai_betas(openvino_folder, tmp_path_factory.mktemp("betas") / "bundle")
+
+
+def with_genai_betas(bundle: Path, folder: Path) -> Bundle:
     """Our bundle with the betas that GenAI computes: spaced without their end point."""
-    folder = shutil.copytree(openvino_folder, tmp_path_factory.mktemp("betas") / "bundle")
+    shutil.copytree(bundle, folder)
     (folder / "triptych.json").unlink()  # its hash of the config would not agree any more
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
@@ -190,6 +204,23 @@ def test_genai_samples_our_bundle_as_we_do_with_its_betas(
     assert np.abs(pixels_from_image(image).astype(int) - picture).max() <= 1
     _, with_end_point = our_steps(openvino_bundle, prompts)
     assert 1e-3 < worst(with_end_point, expected) < 1e-2
+
+
+def test_both_clients_sample_a_bf16_bundle_as_we_do(checkpoint: Path, tmp_path: Path) -> None:
+    genai = pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
+    wish = ExportRequest(
+        checkpoint=checkpoint,
+        output=tmp_path,
+        formats=["openvino"],
+        settings=ExportSettings(precision="bf16"),
+    )
+    folder = export_bundles(wish)["openvino"]
+    prompts = Prompts(prompt=(PROMPT,))
+    pipeline = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
+    _, ours = our_steps(with_genai_betas(folder, tmp_path / "betas"), prompts)
+    assert worst(ours, their_steps(pipeline)[0]) < LIMIT_BF16
+    latents, _ = our_steps(open_bundle(folder), prompts)
+    assert worst(latents, optimums_steps(folder)[0]) < LIMIT_BF16
 
 
 def test_genai_takes_a_negative_prompt_as_we_do(

@@ -1,6 +1,10 @@
 """OpenVINO computes in what it was told to, or says that it did not."""
 
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -49,6 +53,11 @@ def int8_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 @pytest.fixture(scope="module")
 def dynamic_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(checkpoint, tmp_path_factory.mktemp("dynamic"), "int8-dynamic")
+
+
+@pytest.fixture(scope="module")
+def bf16_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return exported(checkpoint, tmp_path_factory.mktemp("bf16"), "bf16")
 
 
 def exported(checkpoint: Path, output: Path, precision: Precision) -> Bundle:
@@ -134,6 +143,65 @@ def test_bf16_leaves_the_sinusoids_exact(
     assert rel_l2(predict(openvino_bundle, bf16, timestep=999.0), expected) < 5e-2
     # An ONNX graph has no such marks: this is what they keep from us.
     assert rel_l2(predict(onnx_bundle, bf16, timestep=999.0), expected) > 1e-1
+
+
+@needs_bf16
+def test_a_bf16_bundle_passes_in_its_class_unasked(
+    recording: Recording, bf16_bundle: Bundle
+) -> None:
+    report = run_check(recording, bf16_bundle, make_runtime("openvino"))
+    assert report.verdict == "passed"
+    cases = {row.component: row.case for row in rows_of(report, "precision") if "ran" in row.case}
+    assert cases == {
+        name: f"declared {word}, ran {word}"
+        for name in bf16_bundle.artifacts
+        for word in ["fp32" if name.startswith("vae") else "bf16"]
+    }
+    assert worst(rows_of(report, "free_running")) > 1e-3
+
+
+@needs_bf16
+@pytest.mark.parametrize("timestep", [999.0, 500.25])
+def test_a_bf16_bundle_keeps_the_sinusoids_exact(
+    timestep: float, bf16_bundle: Bundle, checkpoint_bundle: Bundle
+) -> None:
+    expected = predict(checkpoint_bundle, make_runtime("pytorch"), timestep=timestep)
+    for settings in (RuntimeSettings(), RuntimeSettings(precision="bf16")):
+        engine = make_runtime("openvino", settings)
+        assert rel_l2(predict(bf16_bundle, engine, timestep=timestep), expected) < 4e-2
+
+
+@needs_bf16
+def test_a_bf16_graph_is_not_passed_off_as_float32(bf16_bundle: Bundle) -> None:
+    engine = make_runtime("openvino", RuntimeSettings(precision="fp32"))
+    with pytest.raises(BackendError, match=r"got bf16 from CPU.*, want fp32 as asked for"):
+        engine.open(bf16_bundle.artifact("text_encoder"))
+
+
+OPEN_TEXT_ENCODER = """
+import sys
+from pathlib import Path
+from triptych.bundle.bundle import open_bundle
+from triptych.runtimes import make_runtime
+from triptych.runtimes.checked import open_session
+
+bundle = open_bundle(Path(sys.argv[1]))
+with open_session(make_runtime("openvino"), bundle, "text_encoder") as session:
+    print(session.execution.declared_precision, session.execution.precision)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is x86's")
+def test_a_processor_without_bfloat16_widens_a_bf16_graph(bf16_bundle: Bundle) -> None:
+    """Where bfloat16 was not asked for, float32 is no failure."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_TEXT_ENCODER, bf16_bundle.folder],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["fp32", "fp32"]
 
 
 def test_int8_weights_pass_in_their_class_and_are_reported(

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from triptych.dependencies import import_optional
+from triptych.exporters._openvino_bfloat16 import bfloat16_constant, compute_in_bfloat16
 from triptych.models.precisions import ACTIVATION_GROUP, OPENVINO_GROUP, ROUNDS_ACTIVATIONS
 from triptych.models.stored_tensor import StoredTensor
 from triptych.models.weights import stream_tensors
@@ -16,13 +17,19 @@ from triptych.types import Precision
 
 if TYPE_CHECKING:
     import openvino
+    import torch
 
+_DTYPES: Mapping[Precision, str] = {"fp16": "float16", "bf16": "bfloat16"}
 _SMALLEST_GROUP = 16  # below that, scales weigh more than what four bits spare
 
 
 def attach_weights(
-    model: "openvino.Model", stored: Mapping[str, StoredTensor], *, half: bool, scratch: Path
-) -> None:
+    model: "openvino.Model",
+    stored: Mapping[str, StoredTensor],
+    precision: Precision,
+    *,
+    scratch: Path,
+) -> "list[torch.Tensor]":
     """Replace the weight inputs of a graph by constants.
 
     Only weights are stored in half precision. Compressing every constant, as
@@ -32,33 +39,46 @@ def attach_weights(
     Args:
         model: the graph; changed in place.
         stored: the weights by the names of their inputs.
-        half: store float16 and widen at run time.
+        precision: fp16 stores float16 and widens at run time; bf16 stores bfloat16, and makes the
+            graph compute in it; any other stores float32.
         scratch: a folder for weights that are stored in another dtype than wanted, or made of
             several.
+
+    Returns:
+        The weights, whose memory the graph shares: they must live as long as it is used.
     """
     import torch
     from openvino import Type, opset13
 
     from triptych.models.mapped import kept_on_disk
 
-    dtype = torch.float16 if half else torch.float32
+    dtype = _DTYPES.get(precision, "float32")
     parameters = {
         name: parameter
         for parameter in model.get_parameters()
         if (name := parameter.get_friendly_name()) in stored
     }
+    weights = []
     for name, made in stream_tensors(stored, parameters):
         parameter = parameters[name]
-        tensor = kept_on_disk(made, stored[name], dtype, scratch=scratch)
-        source = opset13.constant(tensor.numpy(), shared_memory=True)
+        tensor = kept_on_disk(made, stored[name], getattr(torch, dtype), scratch=scratch)
+        source = (
+            bfloat16_constant(tensor, shared_memory=True)
+            if precision == "bf16"
+            else opset13.constant(tensor.numpy(), shared_memory=True)
+        )
+        weights.append(tensor)
         source.set_friendly_name(name)
-        if half:
+        if precision == "fp16":
             source = opset13.convert(source, Type.f32)
             source.set_friendly_name(f"{name}/widened")
         for reader in parameter.output(0).get_target_inputs():
             reader.replace_source_output(source.output(0))
         model.remove_parameter(parameter)
+    if precision == "bf16":
+        compute_in_bfloat16(model)
     model.validate_nodes_and_infer_types()
+    return weights
 
 
 def compress_weights(model: "openvino.Model", precision: Precision) -> "openvino.Model":

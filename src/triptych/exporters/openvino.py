@@ -23,6 +23,7 @@ from triptych.dependencies import import_optional
 from triptych.errors import BundleError, UsageError
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters._openvino_activations import quantize_hybrid
+from triptych.exporters._openvino_bfloat16 import sinusoids
 from triptych.exporters._openvino_weights import attach_weights, compress_weights
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint
@@ -55,8 +56,8 @@ class OpenVinoExporter:
     """Exports to OpenVINO IR.
 
     Attributes:
-        settings: how weights are stored. The graph itself computes in float32; a runtime may
-            choose otherwise.
+        settings: how weights are stored. The graph itself computes in float32, and a runtime may
+            choose otherwise; that of bf16 computes in bfloat16.
     """
 
     settings: ExportSettings
@@ -87,12 +88,13 @@ class OpenVinoExporter:
         model = _convert(openvino, graph.SerializeToString())
         del graph
         report("weights", 0.5)
-        attach_weights(model, stored, half=precision == "fp16", scratch=folder)
+        weights = attach_weights(model, stored, precision, scratch=folder)
         if is_compressed(precision):
             report("quantising", 0.6)
             model = self._quantized(model, precision)
         _finish(model, component, checkpoint)
         _save(model, path)
+        del weights
 
     def _quantized(self, model: "openvino.Model", precision: Precision) -> "openvino.Model":
         if precision != "hybrid":
@@ -100,7 +102,7 @@ class OpenVinoExporter:
         calibration = self.settings.calibration
         if calibration is None or calibration.folder is None:
             raise UsageError("openvino: got hybrid without recorded inputs, want a folder of them.")
-        exact = {node.get_friendly_name() for node in _sinusoids(model)}
+        exact = {node.get_friendly_name() for node in sinusoids(model)}
         return quantize_hybrid(model, Path(calibration.folder), exact=exact)
 
     def export_assets(self, folder: Path) -> None:
@@ -251,7 +253,7 @@ def _save(model: "openvino.Model", path: Path) -> None:
     its sine is taken. OpenVINO has no Python call that sets it.
     """
     openvino = _import_engine()
-    precise = {node.get_friendly_name() for node in _sinusoids(model)}
+    precise = {node.get_friendly_name() for node in sinusoids(model)}
     openvino.save_model(model, path, compress_to_fp16=False)
     tree = ET.parse(path)  # noqa: S314  it was written just now
     for layer in tree.iter("layer"):
@@ -281,7 +283,7 @@ def _weights(model: "openvino.Model") -> Iterator["openvino.op.Constant"]:
     for scales and tables of sinusoids: a mask of a text encoder is counted with them.
     """
     named = model.has_rt_info(list(_NAMED_WEIGHTS))
-    tables = {node.get_friendly_name() for node in _sinusoids(model)}
+    tables = {node.get_friendly_name() for node in sinusoids(model)}
     for node in model.get_ops():
         if node.get_type_name() != "Constant":
             continue
@@ -295,19 +297,6 @@ def _weights(model: "openvino.Model") -> Iterator["openvino.op.Constant"]:
         is_named = name.removesuffix("_compressed").endswith((".weight", ".bias"))
         if is_named if named else is_array:
             yield node
-
-
-def _sinusoids(model: "openvino.Model") -> Iterator["openvino.Node"]:
-    """The nodes from which a sine or cosine is computed, up to where they become float32."""
-    from openvino import Type
-
-    waiting = [node for node in model.get_ops() if node.get_type_name() in ("Sin", "Cos")]
-    while waiting:
-        node = waiting.pop()
-        is_float = node.get_element_type() == Type.f32
-        if is_float and node.get_type_name() not in ("Convert", "Parameter"):
-            yield node
-            waiting += [source.get_node() for source in node.input_values()]
 
 
 def _port(port: "openvino.Output") -> TensorSpec:

@@ -44,11 +44,11 @@ def kept_on_disk(
     is_mapped = stored.is_plain and _STORED.get(stored.dtype) == dtype
     if is_mapped or tensor.numel() == 0:
         return tensor.to(dtype)
-    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
     with TemporaryFile(dir=scratch) as stream:
-        copy: Array = np.memmap(stream, dtype=numpy_dtype, mode="w+", shape=tuple(tensor.shape))
-    copy[...] = tensor.to(dtype).numpy()
-    return torch.from_numpy(copy)
+        place: Array = np.memmap(
+            stream, dtype=np.uint8, mode="w+", shape=(tensor.numel() * dtype.itemsize,)
+        )
+    return torch.from_numpy(place).view(dtype).view(tensor.shape).copy_(tensor)
 
 
 def is_large(stored: StoredTensor) -> bool:

@@ -135,7 +135,14 @@ _OPENVINO: Mapping[Precision, PrecisionSupport] = {
         extra="export",
         runs_on="every device",
     ),
-    "bf16": _none("at run time: export fp16 or fp32, then sample --precision bf16"),
+    "bf16": PrecisionSupport(
+        exported=True,
+        stored="bfloat16",
+        computed="bfloat16, sinusoids float32; float32 where a device has no bfloat16",
+        library="OpenVINO",
+        extra="export",
+        runs_on="every device",
+    ),
     "int8": PrecisionSupport(
         exported=True,
         stored="8 bits, a scale and a zero point a channel",

@@ -81,8 +81,9 @@ class OpenVino:
 
     Attributes:
         settings: `device` is OpenVINO's name of one; `precision` what every component computes
-            in, fp32 unless asked otherwise; `cache_dir` keeps compiled networks: without weights,
-            but for float16 ones, which are kept as wide as they are computed with.
+            in: fp32, or a graph's own bfloat16, unless asked otherwise; `cache_dir` keeps compiled
+            networks: without weights, but for float16 ones, which are kept as wide as they are
+            computed with.
         force_precision: tell the engine what to compute in. False leaves it at its own default,
             which many users run unknowingly: a check of fp32 then fails where that is bf16.
         static_axes: lengths for axes of the spec, such as batch, height and width, for devices
@@ -110,16 +111,20 @@ class OpenVino:
             return self._open_in_parts(engine, model, artifact)
         compiled = self.compile(model, artifact)
         rounded = rounded_activations(model)
-        execution = self._execution(
-            engine, compiled, self.settings.device or _DEFAULT_DEVICE, rounded=rounded
-        )
         asked = self.settings.precision
+        execution = self._execution(
+            engine,
+            compiled,
+            self.settings.device or _DEFAULT_DEVICE,
+            rounded=rounded,
+            own=_own_precision(model),
+        )
         # Where activations are rounded, that is what an execution says.
         is_other = asked is not None and execution.precision not in (asked, rounded)
         if self.force_precision and is_other:
             raise BackendError(
                 f"openvino: got {execution.precision} from {execution.device}, want {asked} as "
-                "asked for. The device does not compute in it: leave --precision out."
+                "asked for. The device or the graph does not compute in it: leave --precision out."
             )
         return OpenVinoSession(compiled, artifact=artifact, execution=execution)
 
@@ -130,7 +135,7 @@ class OpenVino:
             runtime=self.name,
             version=engine.__version__.partition("-")[0],
             device=self.settings.device or _DEFAULT_DEVICE,
-            precision=self.settings.precision or "fp32",
+            precision=self.settings.precision or _own_precision(model),
             details={"low_memory": "part by part; what nodes ran in was not read back"},
         )
         rounded = rounded_activations(model)
@@ -234,6 +239,7 @@ class OpenVino:
         device: str,
         *,
         rounded: Precision | None,
+        own: Precision,
     ) -> Execution:
         group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
         nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
@@ -241,13 +247,15 @@ class OpenVino:
             nodes["hybrid"] = nodes.pop("int8-dynamic")
         hint = _property(compiled, "INFERENCE_PRECISION_HINT")
         ran = max(nodes, key=PRECISIONS.index) if nodes else _KINDS.get(hint, hint or "unknown")
+        if own == "bf16" and ran == "fp32":  # a device without bfloat16 widens
+            own = "fp32"
         threads = self.settings.num_threads
         return Execution(
             runtime=self.name,
             version=engine.__version__.partition("-")[0],
             device=device,
             precision=ran,
-            declared_precision=(rounded or self.settings.precision or "fp32") if nodes else None,
+            declared_precision=(rounded or self.settings.precision or own) if nodes else None,
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
@@ -309,6 +317,16 @@ def rounded_activations(model: "openvino.Model") -> Precision | None:
         return "int8-dynamic"
     calibrated = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     return "hybrid" if calibrated else None
+
+
+def _own_precision(model: "openvino.Model") -> Precision:
+    """What a graph computes in where nothing else is asked for."""
+    is_bfloat16 = any(
+        node.get_type_name() in ("MatMul", "Convolution")
+        and node.get_output_element_type(0).get_type_name() == "bf16"
+        for node in model.get_ops()
+    )
+    return "bf16" if is_bfloat16 else "fp32"
 
 
 def _is_half(model: "openvino.Model") -> bool:
