@@ -19,8 +19,9 @@ from filelock import FileLock
 from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.bundle.store import record_files
 from triptych.cli.app import main
+from triptych.exporters.base import ExportSettings
 from triptych.testing import tiny_checkpoint
-from triptych.types import FormatName
+from triptych.types import FormatName, Precision
 from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.export_workers import ExportWorkers
 
@@ -142,11 +143,16 @@ def checkpoint(built_once: BuiltOnce) -> Path:
     return folder / "tiny"
 
 
-def _exported(to: FormatName, checkpoint: Path, built_once: BuiltOnce) -> Path:
+def _exported(
+    to: FormatName, checkpoint: Path, built_once: BuiltOnce, precision: Precision = "fp32"
+) -> Path:
     def build(output: Path) -> None:
-        export_bundles(ExportRequest(checkpoint=checkpoint, output=output, formats=[to]))
+        settings = ExportSettings(precision=precision)
+        export_bundles(
+            ExportRequest(checkpoint=checkpoint, output=output, formats=[to], settings=settings)
+        )
 
-    return built_once(f"{to}-bundle", build) / to
+    return built_once(f"{to}-{precision}-bundle", build) / to
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +177,12 @@ def openvino_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
 def openvino_bundle(openvino_folder: Path) -> Bundle:
     """The same bundle, opened."""
     return open_bundle(openvino_folder)
+
+
+@pytest.fixture(scope="session")
+def openvino_bf16_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
+    """The checkpoint's bfloat16 OpenVINO bundle. Read only: copy it before changing anything."""
+    return _exported("openvino", checkpoint, built_once, "bf16")
 
 
 @pytest.fixture(scope="session")

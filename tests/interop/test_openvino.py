@@ -23,7 +23,6 @@ import pytest
 import torch
 
 from triptych.bundle.bundle import Bundle, open_bundle
-from triptych.exporters.base import ExportSettings
 from triptych.parity.metrics import rel_l2
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
@@ -35,7 +34,6 @@ from triptych.sampling.settings import Settings
 from triptych.types import Array, Latents
 from triptych.workflows.check import CheckRequest, check_bundle
 from triptych.workflows.check_candidates import declared_precisions
-from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.inspect import inspect_path
 
 if TYPE_CHECKING:
@@ -60,6 +58,7 @@ LIMIT = 1e-4
 """Relative L2 after every step. Measured: 2e-6 and less."""
 
 LIMIT_BF16 = 5e-2
+"""Measured: 1.6e-2 and less. In bfloat16 every engine rounds otherwise for other rows at once."""
 
 PROMPT, PROMPT_2 = "a cat in the snow", "a red dog"
 SEED = 3
@@ -206,16 +205,11 @@ def test_genai_samples_our_bundle_as_we_do_with_its_betas(
     assert 1e-3 < worst(with_end_point, expected) < 1e-2
 
 
-def test_both_clients_sample_a_bf16_bundle_as_we_do(checkpoint: Path, tmp_path: Path) -> None:
+def test_both_clients_sample_a_bf16_bundle_as_we_do(
+    openvino_bf16_folder: Path, tmp_path: Path
+) -> None:
     genai = pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
-    wish = ExportRequest(
-        checkpoint=checkpoint,
-        output=tmp_path,
-        formats=["openvino"],
-        settings=ExportSettings(precision="bf16"),
-    )
-    folder = export_bundles(wish)["openvino"]
-    prompts = Prompts(prompt=(PROMPT,))
+    folder, prompts = openvino_bf16_folder, Prompts(prompt=(PROMPT,))
     pipeline = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     _, ours = our_steps(with_genai_betas(folder, tmp_path / "betas"), prompts)
     assert worst(ours, their_steps(pipeline)[0]) < LIMIT_BF16

@@ -56,8 +56,8 @@ def dynamic_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def bf16_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(checkpoint, tmp_path_factory.mktemp("bf16"), "bf16")
+def bf16_bundle(openvino_bf16_folder: Path) -> Bundle:
+    return open_bundle(openvino_bf16_folder)
 
 
 def exported(checkpoint: Path, output: Path, precision: Precision) -> Bundle:
