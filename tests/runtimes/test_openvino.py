@@ -146,6 +146,26 @@ def test_bf16_leaves_the_sinusoids_exact(
 
 
 @needs_bf16
+@pytest.mark.parametrize("fixture", ["openvino_bundle", "bf16_bundle"])
+def test_bf16_leaves_them_exact_for_clients_that_hand_over_integers(
+    fixture: str, checkpoint_bundle: Bundle, request: pytest.FixtureRequest
+) -> None:
+    """GenAI and optimum do, and many a CPU computes in bfloat16 unasked."""
+    bundle: Bundle = request.getfixturevalue(fixture)
+    expected = predict(checkpoint_bundle, make_runtime("pytorch"), timestep=999.0)
+    random = np.random.default_rng(0)
+    feed = unet_feed(bundle.config, batch=2, height=8, width=8, random=random)
+    artifact = bundle.artifact("unet")
+    names = {binding.name: binding.artifact_name for binding in artifact.bindings.inputs}
+    inputs = {names[name]: tensor for name, tensor in feed.items()}
+    inputs[names["timestep"]] = np.array([999], np.int64)
+    client = openvino.Core().compile_model(
+        artifact.path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
+    )
+    assert rel_l2(client(inputs)[0], expected) < 5e-2
+
+
+@needs_bf16
 def test_a_bf16_bundle_passes_in_its_class_unasked(
     recording: Recording, bf16_bundle: Bundle
 ) -> None:

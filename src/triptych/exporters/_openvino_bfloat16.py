@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 def sinusoids(model: "openvino.Model") -> "Iterator[openvino.Node]":
-    """The nodes from which a sine or cosine is computed, up to where they become float32."""
+    """The nodes from which a sine or cosine is computed, up to the Convert that made them float32.
+
+    That one counts: an engine that computes in bfloat16 would have it round a timestep of 999,
+    which clients hand over as an integer, to 1000.
+    """
     from openvino import Type
 
     waiting = [node for node in model.get_ops() if node.get_type_name() in ("Sin", "Cos")]
     while waiting:
         node = waiting.pop()
-        is_float = node.get_element_type() == Type.f32
-        if is_float and node.get_type_name() not in ("Convert", "Parameter"):
+        if node.get_element_type() == Type.f32 and node.get_type_name() != "Parameter":
             yield node
             waiting += [source.get_node() for source in node.input_values()]
 
