@@ -30,6 +30,8 @@ def open_parts(
 ) -> PartsSession:
     """Cut a network, which is of no other use afterwards, into parts that are compiled to run.
 
+    From one part to another bfloat16 goes as float32, which holds it exactly: NumPy has none.
+
     Args:
         model: the network.
         compile_part: compiles a part of it.
@@ -37,7 +39,7 @@ def open_parts(
         execution: what the session says of itself.
     """
     import openvino
-    from openvino import opset13
+    from openvino import Type, opset13
 
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() not in _BORDER_TYPES]
     inputs = [_value(node.output(0)) for node in model.get_parameters()]
@@ -47,15 +49,25 @@ def open_parts(
     readers = {part: _readers([nodes[index] for index in part.steps], part) for part in parts}
     makers = {_value(output): output for node in nodes for output in node.outputs()}
 
+    narrow = {name for name, output in makers.items() if output.get_element_type() == Type.bf16}
+
     def run_part(part: Part, feed: Mapping[str, Array]) -> dict[str, Array]:
         sources = {name: _source(name, value) for name, value in feed.items()}
         for name, source in sources.items():
+            fed_with = opset13.convert(source, Type.bf16) if name in narrow else source
             for reader in readers[part][name]:
-                reader.replace_source_output(source.output(0))
+                reader.replace_source_output(fed_with.output(0))
         fed = [name for name in feed if not is_shape(feed[name])]
-        results = [opset13.result(makers[name]) for name in part.gives]
+        results = [
+            opset13.convert(makers[name], Type.f32) if name in narrow else makers[name]
+            for name in part.gives
+        ]
         try:
-            network = openvino.Model(results, [sources[name] for name in fed], "part")
+            network = openvino.Model(
+                [opset13.result(result) for result in results],
+                [sources[name] for name in fed],
+                "part",
+            )
             request = compile_part(network).create_infer_request()
             found = request.infer([feed[name] for name in fed])
         except RuntimeError as error:

@@ -215,6 +215,10 @@ class OpenVino:
             if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and rounded != "int8-dynamic":
                 # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        is_bf16 = "bf16" in (settings.precision, _own_precision(model))
+        has_fixed_shapes = settings.low_memory or not model.is_dynamic()
+        if device == "CPU" and is_bf16 and has_fixed_shapes:
+            config["SNIPPETS_MODE"] = "DISABLE"  # 2026.4 fuses such networks into wrong kernels
         if settings.num_threads is not None:
             config["INFERENCE_NUM_THREADS"] = settings.num_threads
         if settings.cache_dir is not None:
@@ -322,8 +326,8 @@ def rounded_activations(model: "openvino.Model") -> Precision | None:
 def _own_precision(model: "openvino.Model") -> Precision:
     """What a graph computes in where nothing else is asked for."""
     is_bfloat16 = any(
-        node.get_type_name() in ("MatMul", "Convolution")
-        and node.get_output_element_type(0).get_type_name() == "bf16"
+        node.get_type_name() != "Constant"
+        and any(port.get_element_type().get_type_name() == "bf16" for port in node.outputs())
         for node in model.get_ops()
     )
     return "bf16" if is_bfloat16 else "fp32"

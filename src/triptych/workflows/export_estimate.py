@@ -21,7 +21,7 @@ _STORED_BITS: Mapping[Precision, float] = {
 }  # fmt: skip
 """Bits of a weight in a bundle. Scales, palettes and what is left uncompressed count for one."""
 
-_CHECKPOINT_DTYPES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16"}
+_CHECKPOINT_DTYPES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @final
@@ -123,8 +123,9 @@ def _scratch_bytes(
     """Of weights that are converted into files first: see `triptych.models.mapped`."""
     if to == "onnx":
         return 0
-    half = to == "openvino" and component_precision(component, checkpoint.config, stored) == "fp16"
-    return _bytes_elsewhere(checkpoint, component, "F16" if half else "F32")
+    precision = component_precision(component, checkpoint.config, stored)
+    dtype = _CHECKPOINT_DTYPES.get(precision, "F32") if to == "openvino" else "F32"
+    return _bytes_elsewhere(checkpoint, component, dtype)
 
 
 def _bytes_elsewhere(checkpoint: Checkpoint, component: ComponentName, dtype: str) -> int:
