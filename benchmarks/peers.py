@@ -1,7 +1,7 @@
 """One step, a cold start and the memory of a run, beside other pipelines on the same weights.
 
 Every contestant is a process of its own, one after the other: text encoders, then a few steps at
-guidance 5 without a picture. A ratio below 1 means that triptych takes less than the other. The
+guidance 5 without a picture. None finds its model in the system's file cache. For Linux. A ratio below 1 means that triptych takes less than the other. The
 same network in the same engine is up to 10 % faster or slower from one process to the next;
 --repeat 3 goes through all of them three times, and the medians are compared.
 
@@ -256,6 +256,14 @@ def work(worker: str, asked: str, ticks: Path) -> None:
     ticks.write_text(json.dumps(seconds))
 
 
+def evict(folder: Path) -> None:
+    """Have the system forget what it keeps of a model's files, so that everybody starts cold."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def compete_repeatedly(
     found: list[Contestant], repeats: int, scratch: Path
 ) -> dict[str, Result | str]:
@@ -267,6 +275,7 @@ def compete_repeatedly(
             name = contestant.name
             if name in failures:
                 continue
+            evict(contestant.run.folder)
             result = compete(contestant, scratch / f"{name.replace(' ', '-')}.log")
             print(f"{turn + 1} of {repeats}, {name}: {result}", file=sys.stderr, flush=True)
             if isinstance(result, Result):
