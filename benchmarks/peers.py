@@ -1,9 +1,10 @@
 """One step, a cold start and the memory of a run, beside other pipelines on the same weights.
 
 Every contestant is a process of its own, one after the other: text encoders, then a few steps at
-guidance 5 without a picture. None finds its model in the system's file cache. For Linux. A ratio below 1 means that triptych takes less than the other. The
-same network in the same engine is up to 10 % faster or slower from one process to the next;
---repeat 3 goes through all of them three times, and the medians are compared.
+guidance 5 without a picture. None finds its model in the system's file cache. A ratio below 1 means
+that triptych takes less than the other. The same network in the same engine is up to 10 % faster or
+slower from one process to the next; --repeat 3 goes through all of them three times, and the
+medians are compared. For Linux.
 
     python benchmarks/peers.py --checkpoint FOLDER --onnx BUNDLE --openvino BUNDLE [--size 512]
 
