@@ -1,6 +1,7 @@
 """Core ML packages: Apple's names, exact float32, float16 that keeps its sinusoids, compression."""
 
 import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,20 @@ def half_unet(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Art
     """A float16 U-Net for one row of guidance, cut in two."""
     settings = ExportSettings(precision="fp16", coreml=CoreMlSettings(batch=1, num_chunks=2))
     return export(checkpoint, "unet", tmp_path_factory.mktemp("half"), settings)
+
+
+def test_coremltools_leaves_no_copy_of_a_model_behind(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it keeps one until the process ends, which export processes do by being killed."""
+    elsewhere = tmp_path / "system's"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    settings = ExportSettings(precision="int8")
+    artifact = export(checkpoint, "text_encoder", tmp_path / "bundle", settings)
+    assert list(elsewhere.iterdir()) == []
+    assert list((tmp_path / "bundle").iterdir()) == [artifact.path]
+    assert tempfile.gettempdir() == str(elsewhere)
 
 
 # Settings

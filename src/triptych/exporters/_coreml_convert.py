@@ -1,6 +1,9 @@
 """From a torch module to a Core ML model in memory."""
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +16,22 @@ from triptych.types import DeploymentTarget
 if TYPE_CHECKING:
     import coremltools
     import torch
+
+
+@contextlib.contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Keep coremltools' copies of a model in a folder, and remove them at the end.
+
+    By itself it has them in the system's folder for temporary files until the process ends, and for
+    ever where that is killed: as many bytes as the model.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        tempfile.tempdir = scratch
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def convert_module(

@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final, get_args
+from typing import TYPE_CHECKING, final, get_args
 
 from triptych.bundle import apple
 from triptych.bundle.layouts import component_bindings, graph_ports
 from triptych.dependencies import import_coremltools, import_optional
 from triptych.errors import UsageError
-from triptych.exporters._coreml_convert import convert_module
+from triptych.exporters._coreml_convert import convert_module, temporary_files_in
 from triptych.exporters._coreml_packages import (
     describe_packages,
     palettize,
@@ -40,6 +40,9 @@ from triptych.types import (
     PaletteBits,
     Precision,
 )
+
+if TYPE_CHECKING:
+    import coremltools
 
 _NO_PALETTE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder", "preview_decoder")
 """The VAE keeps its weights in Apple's converter too; the preview decoder is smaller still."""
@@ -84,24 +87,37 @@ class CoreMlExporter:
         # coremltools wants float32 weights, and keeps its own beside them.
         module = load_module(checkpoint, component, dtype=torch.float32, scratch=folder)
         report("converting", 0.1)
-        model = convert_module(
-            apple_module(module, component, attention=options.attention),
-            inputs=ports.inputs,
-            outputs=ports.outputs,
-            half=_computes_in_half(component, config, self.settings),
-            deployment_target=options.deployment_target,
-        )
-        del module
-        if options.palette_bits is not None and component not in _NO_PALETTE:
+        with temporary_files_in(folder):
+            model = convert_module(
+                apple_module(module, component, attention=options.attention),
+                inputs=ports.inputs,
+                outputs=ports.outputs,
+                half=_computes_in_half(component, config, self.settings),
+                deployment_target=options.deployment_target,
+            )
+            del module
+            model = self._compressed(model, component, config, report=report)
+            report("writing", 0.6)
+            model.short_description = f"SDXL {component}"
+            model.version = apple.model_version(checkpoint.folder)
+            save_packages(model, self._paths(checkpoint, component, folder))
+
+    def _compressed(
+        self,
+        model: "coremltools.models.MLModel",
+        component: ComponentName,
+        config: SdxlConfig,
+        *,
+        report: ExportReporter,
+    ) -> "coremltools.models.MLModel":
+        bits, precision = self.settings.coreml.palette_bits, self._stored_as(component, config)
+        if bits is not None and component not in _NO_PALETTE:
             report("palettizing", 0.4)
-            model = palettize(model, options.palette_bits)
-        if is_compressed(precision := self._stored_as(component, config)):
+            return palettize(model, bits)
+        if is_compressed(precision):
             report("quantising", 0.4)
-            model = quantize(model, precision)
-        report("writing", 0.6)
-        model.short_description = f"SDXL {component}"
-        model.version = apple.model_version(checkpoint.folder)
-        save_packages(model, self._paths(checkpoint, component, folder))
+            return quantize(model, precision)
+        return model
 
     def export_assets(self, folder: Path) -> None:
         """Write the vocabulary that Apple's clients read, in the bundle's root."""
