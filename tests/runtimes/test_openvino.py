@@ -328,14 +328,12 @@ def test_static_axes_compile_for_one_size(openvino_bundle: Bundle) -> None:
 def test_static_axes_are_right_in_bfloat16(
     fixture: str, checkpoint_bundle: Bundle, request: pytest.FixtureRequest
 ) -> None:
-    """OpenVINO 2026.4 fuses static networks into kernels that are wrong, by 0.3, in bfloat16."""
+    """Left alone, OpenVINO 2026.4 fuses them into kernels that are wrong: by 0.3 on AVX-512."""
     bundle: Bundle = request.getfixturevalue(fixture)
     axes, settings = {"batch": 2, "height": 8, "width": 8}, RuntimeSettings(precision="bf16")
     expected = predict(checkpoint_bundle, make_runtime("pytorch"), timestep=500.0)
     static = OpenVino(settings=settings, static_axes=axes)
     assert rel_l2(predict(bundle, static, timestep=500.0), expected) < 5e-2
-    fused = OpenVino(settings=settings, static_axes=axes, properties={"SNIPPETS_MODE": "ENABLE"})
-    assert rel_l2(predict(bundle, fused, timestep=500.0), expected) > 1e-1
 
 
 def test_static_axes_that_sdxl_has_not_are_refused(openvino_bundle: Bundle) -> None:

@@ -116,7 +116,7 @@ def run_unet(artifact: Artifact, bundle: Bundle, runtime: str, *, low_memory: bo
     session = make_runtime(runtime, RuntimeSettings(low_memory=low_memory)).open(artifact)
     assert isinstance(session, PartsSession) == (low_memory and runtime != "pytorch")
     if isinstance(session, PartsSession):
-        assert len(session._parts) > 3
+        assert len(session._parts) > 2
     with CheckedSession(session, artifact) as checked:
         return [
             checked.run(
@@ -143,7 +143,7 @@ def test_engines_run_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = open_bundle(request.getfixturevalue(fixture))
-    monkeypatch.setattr(_parts, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr(_parts, "PART_BYTES", 1 << 19)
     artifact = bundle.artifact("unet")
     whole = run_unet(artifact, bundle, runtime, low_memory=False)
     parts = run_unet(artifact, bundle, runtime, low_memory=True)
