@@ -88,6 +88,7 @@ def export_plainly(checkpoint: Path, output: Path, size_px: int) -> None:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
+    unet.requires_grad_(False)  # else the tracer refuses it
 
     class Plain(torch.nn.Module):
         @override

@@ -10,6 +10,7 @@ import numpy as np
 
 from triptych.dependencies import quiet_coremltools
 from triptych.exporters._coreml_passes import make_pipeline, may_be_half
+from triptych.exporters._memory import release_memory
 from triptych.tensors import TensorSpec
 from triptych.types import DeploymentTarget
 
@@ -54,13 +55,17 @@ def convert_module(
     import coremltools
     import torch
 
+    from triptych.exporters._shapes_only import LinearShapesOnly
+
     # Zeros serve: the trace depends on shapes alone.
     examples = tuple(torch.from_numpy(np.zeros(port.shape, np.float32)) for port in inputs)
     # The tracer warns of branches on shapes, which are fixed here.
     with torch.no_grad(), quiet_coremltools():
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch declares no types here
-            module, examples, check_trace=False
-        )
+        with LinearShapesOnly():
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch declares no types
+                module, examples, check_trace=False
+            )
+        release_memory()
         return coremltools.convert(
             traced,
             convert_to="mlprogram",

@@ -21,6 +21,7 @@ from triptych.exporters._coreml_packages import (
     quantize,
     save_packages,
 )
+from triptych.exporters._memory import release_memory
 from triptych.exporters.base import (
     ArtifactFacts,
     ExportReporter,
@@ -101,6 +102,8 @@ class CoreMlExporter:
             model.short_description = f"SDXL {component}"
             model.version = apple.model_version(checkpoint.folder)
             save_packages(model, self._paths(checkpoint, component, folder))
+            del model
+        release_memory()
 
     def _compressed(
         self,
