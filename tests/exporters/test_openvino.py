@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import openvino
@@ -241,6 +242,25 @@ def test_only_int8_dynamic_tells_openvino_to_round_activations(export: Export) -
 
 def test_int8_leaves_a_vae_that_overflows_alone(export: Export) -> None:
     assert set(describe(export("vae_decoder", "int8")).weight_dtypes) == {"float32"}
+
+
+def test_the_engine_is_told_what_widens_weights(export: Export) -> None:
+    """Else it widens all of them when it opens the graph, and holds the full-size U-Net twice."""
+    tree = ET.parse(export("unet", "fp16"))  # noqa: S314  it was exported just now
+    layers = list(tree.iter("layer"))
+    halves = {
+        layer.get("name")
+        for layer in layers
+        if any(data.get("element_type") == "f16" for data in layer.iterfind("data"))
+    }
+    told = {
+        layer.get("name")
+        for layer in layers
+        for mark in layer.iterfind("rt_info/attribute")
+        if mark.get("name") == "decompression"
+    }
+    assert len(halves) > 600
+    assert told == {f"{name}/widened" for name in halves}
 
 
 @pytest.mark.parametrize("timestep", [951.0, 1.0])

@@ -420,34 +420,6 @@ def test_a_kept_network_does_not_bring_another_bundles_weights(
     assert rel_l2(first, expected) > 1e-3
 
 
-def test_half_weights_are_kept_as_wide_as_they_are_computed_with(
-    openvino_folder: Path, tmp_path: Path
-) -> None:
-    """They are mapped then, and neither widened again nor held twice; no other bundle gets them."""
-    cached = make_runtime("openvino", RuntimeSettings(cache_dir=tmp_path / "cache"))
-    folder = shutil.copytree(openvino_folder, tmp_path / "bundle")
-    (folder / "triptych.json").unlink()
-    network = openvino.Core().read_model(openvino_folder / "unet" / "openvino_model.xml")
-    path = folder / "unet" / "openvino_model.xml"
-    openvino.save_model(network, path, compress_to_fp16=True)
-    half_bytes = path.with_suffix(".bin").stat().st_size
-    bundle = open_bundle(folder)
-    first = predict(bundle, cached, timestep=500.0)
-    (kept,) = (tmp_path / "cache").glob("*.blob")
-    assert kept.stat().st_size > 1.9 * half_bytes
-    with open_session(cached, bundle, "unet") as unet:
-        assert unet.execution.details["loaded_from_cache"] == "true"
-    np.testing.assert_array_equal(predict(bundle, cached, timestep=500.0), first)
-
-    weights = np.memmap(path.with_suffix(".bin"), np.float16, mode="r+")
-    weights[weights.size // 2 :][:20000] *= 1.5
-    weights.flush()
-    other = open_bundle(folder)
-    changed = predict(other, cached, timestep=500.0)
-    np.testing.assert_array_equal(changed, predict(other, make_runtime("openvino"), timestep=500.0))
-    assert rel_l2(first, changed) > 1e-3
-
-
 def test_openvino_keeps_no_cache_of_onnx_graphs(onnx_bundle: Bundle, tmp_path: Path) -> None:
     cached = make_runtime("openvino", RuntimeSettings(cache_dir=tmp_path))
     with pytest.raises(UsageError, match="keeps no cache of others"):

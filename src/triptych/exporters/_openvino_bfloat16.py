@@ -1,8 +1,4 @@
-"""Graphs that compute in bfloat16 by themselves, whatever the engine is told.
-
-Told to compute in bfloat16, OpenVINO widens the weights of a graph first and rounds them then:
-it holds them twice. It maps those of a graph that is bfloat16 already.
-"""
+"""Graphs that compute in bfloat16 by themselves, whatever the engine is told."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import openvino
     import torch
 
+WIDENED = "/widened"
+"""How the names of Converts end that widen weights."""
+
 _DTYPES: Mapping[Precision, str] = {"fp16": "float16", "bf16": "bfloat16"}
 _SMALLEST_GROUP = 16  # below that, scales weigh more than what four bits spare
 
@@ -71,7 +74,7 @@ def attach_weights(
         source.set_friendly_name(name)
         if precision == "fp16":
             source = opset13.convert(source, Type.f32)
-            source.set_friendly_name(f"{name}/widened")
+            source.set_friendly_name(name + WIDENED)
         for reader in parameter.output(0).get_target_inputs():
             reader.replace_source_output(source.output(0))
         model.remove_parameter(parameter)

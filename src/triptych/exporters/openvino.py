@@ -24,7 +24,7 @@ from triptych.errors import BundleError, UsageError
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters._openvino_activations import quantize_hybrid
 from triptych.exporters._openvino_bfloat16 import sinusoids
-from triptych.exporters._openvino_weights import attach_weights, compress_weights
+from triptych.exporters._openvino_weights import WIDENED, attach_weights, compress_weights
 from triptych.exporters.base import ArtifactFacts, ExportReporter, ExportSettings
 from triptych.models.checkpoint import Checkpoint
 from triptych.models.precisions import check_export_precision, is_compressed
@@ -247,20 +247,29 @@ def _take_integer_timestep(model: "openvino.Model") -> None:
 
 
 def _save(model: "openvino.Model", path: Path) -> None:
-    """Write a graph, with the mark on its sinusoids that they stay float32 on every device.
+    """Write a graph, with two marks that OpenVINO has no Python call for.
 
-    Without the mark engines that compute in half precision round a timestep of 999 to 1000 before
-    its sine is taken. OpenVINO has no Python call that sets it.
+    Sinusoids are `precise`: else engines that compute in half precision round a timestep of 999 to
+    1000 before its sine is taken. What widens weights is `decompression`: else the CPU widens them
+    all when it opens the graph, and holds them twice.
     """
     openvino = _import_engine()
-    precise = {node.get_friendly_name() for node in sinusoids(model)}
+    marks = {
+        **{node.get_friendly_name(): "precise" for node in sinusoids(model)},
+        **{
+            name: "decompression"
+            for node in model.get_ops()
+            if (name := node.get_friendly_name()).endswith(WIDENED)
+        },
+    }
     openvino.save_model(model, path, compress_to_fp16=False)
     tree = ET.parse(path)  # noqa: S314  it was written just now
     for layer in tree.iter("layer"):
-        if layer.get("name") in precise:
-            marks = ET.Element("rt_info")
-            ET.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
-            layer.insert(0 if layer.find("data") is None else 1, marks)
+        mark = marks.get(layer.get("name", ""))
+        if mark is not None:
+            element = ET.Element("rt_info")
+            ET.SubElement(element, "attribute", {"name": mark, "version": "0"})
+            layer.insert(0 if layer.find("data") is None else 1, element)
     tree.write(path, encoding="utf-8", xml_declaration=True)
 
 

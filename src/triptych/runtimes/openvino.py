@@ -82,8 +82,7 @@ class OpenVino:
     Attributes:
         settings: `device` is OpenVINO's name of one; `precision` what every component computes
             in: fp32, or a graph's own bfloat16, unless asked otherwise; `cache_dir` keeps compiled
-            networks: without weights, but for float16 ones, which are kept as wide as they are
-            computed with.
+            networks, without weights.
         force_precision: tell the engine what to compute in. False leaves it at its own default,
             which many users run unknowingly: a check of fp32 then fails where that is bf16.
         static_axes: lengths for axes of the spec, such as batch, height and width, for devices
@@ -228,12 +227,9 @@ class OpenVino:
                     "in openvino format: it keeps no cache of others. Leave it out."
                 )
             config["CACHE_DIR"] = str(settings.cache_dir)
-            if _is_half(model):  # widened weights are mapped when they are found again
-                config["CACHE_MODE"] = "OPTIMIZE_SPEED"
-            else:
-                config["CACHE_MODE"] = "OPTIMIZE_SIZE"
-                if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
-                    config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
+            config["CACHE_MODE"] = "OPTIMIZE_SIZE"
+            if "WEIGHTS_PATH" in supported:  # where a kept network finds its weights again
+                config["WEIGHTS_PATH"] = str(artifact.path.with_suffix(".bin"))
         return {**config, **self.properties}
 
     def _execution(
@@ -331,15 +327,6 @@ def _own_precision(model: "openvino.Model") -> Precision:
         for node in model.get_ops()
     )
     return "bf16" if is_bfloat16 else "fp32"
-
-
-def _is_half(model: "openvino.Model") -> bool:
-    """Whether most of a graph's weights are float16."""
-    sizes = Counter[str]()
-    for node in model.get_ops():
-        if node.get_type_name() == "Constant":
-            sizes[node.get_element_type().get_type_name()] += node.get_byte_size()
-    return 2 * sizes["f16"] > sizes.total()
 
 
 def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
