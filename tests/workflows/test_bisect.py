@@ -367,6 +367,7 @@ def test_a_sinusoid_in_fp16_is_named(
         "fp16 with the sinusoid in fp16": "same",
         "fp16": "other",
         "fp32": "other",
+        "bf16": "other",
         "int8": "other",
         "int4": "other",
     }
