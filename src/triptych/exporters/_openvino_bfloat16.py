@@ -71,13 +71,13 @@ def _narrow(node: "openvino.Node", wide: set[str]) -> None:
     ]
     if not readers:
         return
-    if kind == "Constant" and name not in wide:
+    if kind == "Parameter" or name in wide:
+        narrow = opset13.convert(node, Type.bf16)
+    elif kind == "Constant":
         narrow = _rounded(node.data)
         narrow.set_friendly_name(name)
-    elif kind == "Convert" and name not in wide:
+    elif kind == "Convert":
         narrow = opset13.convert(node.input_value(0), Type.bf16)
-    elif kind == "Parameter" or name in wide:
-        narrow = opset13.convert(node, Type.bf16)
     else:
         return  # its type follows from what it reads
     for reader in readers:

@@ -94,7 +94,7 @@ class OpenVinoExporter:
             model = self._quantized(model, precision)
         _finish(model, component, checkpoint)
         _save(model, path)
-        del weights
+        del weights  # whose memory the graph shared until now
 
     def _quantized(self, model: "openvino.Model", precision: Precision) -> "openvino.Model":
         if precision != "hybrid":

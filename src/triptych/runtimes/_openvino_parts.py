@@ -48,7 +48,6 @@ def open_parts(
     # Looked up now: running a part takes its inputs off what fed them.
     readers = {part: _readers([nodes[index] for index in part.steps], part) for part in parts}
     makers = {_value(output): output for node in nodes for output in node.outputs()}
-
     narrow = {name for name, output in makers.items() if output.get_element_type() == Type.bf16}
 
     def run_part(part: Part, feed: Mapping[str, Array]) -> dict[str, Array]:
