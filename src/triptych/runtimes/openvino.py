@@ -5,42 +5,39 @@ what to compute in, and asked afterwards what every node of the compiled network
 """
 
 import importlib.metadata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, final
 
 from triptych.bundle.bundle import Artifact
 from triptych.dependencies import import_optional
-from triptych.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from triptych.errors import BackendError, MissingDependencyError, UsageError
 from triptych.models.precisions import ROUNDS_ACTIVATIONS
+from triptych.runtimes._openvino_arithmetic import (
+    HINTS,
+    KINDS,
+    arithmetics,
+    default_arithmetic,
+    node_precisions,
+    property_text,
+)
+from triptych.runtimes._openvino_graph import (
+    own_precision,
+    port_specs,
+    read_model,
+    rounded_activations,
+    static_shapes,
+)
 from triptych.runtimes._openvino_parts import open_parts
 from triptych.runtimes._parts import PartsSession
 from triptych.runtimes.base import Execution, Probe, RuntimeSettings, absent_probe
-from triptych.tensors import TensorSpec, axis_length
 from triptych.types import PRECISIONS, Array, FormatName, Precision, TensorMap
 
 if TYPE_CHECKING:
     import openvino
 
 _DEFAULT_DEVICE = "CPU"
-_HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-_KINDS: Mapping[str, Precision] = {
-    **{hint: precision for precision, hint in _HINTS.items()},
-    "i8": "int8-dynamic",
-    "u8": "int8-dynamic",
-}
-_NO_ARITHMETIC = {
-    "Broadcast", "Concatenation", "Const", "Convert", "Gather", "Input", "Output", "Reorder",
-    "Reshape", "ShapeOf", "Split", "StridedSlice", "Transpose",
-}  # fmt: skip
-"""Layers of a compiled network that only move or widen numbers: what they run in rounds nothing
-that was not rounded before or is not after."""
-
-_AXES = ("batch", "height", "width")
-"""The axes of SDXL's tensors that are not fixed; height and width are the latents'."""
-
 _DISTRIBUTIONS = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 
@@ -54,10 +51,8 @@ class OpenVinoSession:
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
         self.execution = execution
         bindings = artifact.bindings
-        self.inputs = _ports(compiled.inputs, {tensor.artifact_name for tensor in bindings.inputs})
-        self.outputs = _ports(
-            compiled.outputs, {tensor.artifact_name for tensor in bindings.outputs}
-        )
+        self.inputs = port_specs(compiled.inputs, bindings.inputs)
+        self.outputs = port_specs(compiled.outputs, bindings.outputs)
 
     def run(self, feed: TensorMap, outputs: tuple[str, ...]) -> dict[str, Array]:
         """Compute the named outputs; the engine copies what it takes and gives."""
@@ -116,7 +111,7 @@ class OpenVino:
             compiled,
             self.settings.device or _DEFAULT_DEVICE,
             rounded=rounded,
-            own=_own_precision(model),
+            own=own_precision(model),
         )
         # Where activations are rounded, that is what an execution says.
         is_other = asked is not None and execution.precision not in (asked, rounded)
@@ -134,7 +129,7 @@ class OpenVino:
             runtime=self.name,
             version=engine.__version__.partition("-")[0],
             device=self.settings.device or _DEFAULT_DEVICE,
-            precision=self.settings.precision or _own_precision(model),
+            precision=self.settings.precision or own_precision(model),
             details={"low_memory": "part by part; what nodes ran in was not read back"},
         )
         rounded = rounded_activations(model)
@@ -149,18 +144,17 @@ class OpenVino:
             model,
             compile_part=compile_part,
             ports=(
-                _ports(model.inputs, {tensor.artifact_name for tensor in bindings.inputs}),
-                _ports(model.outputs, {tensor.artifact_name for tensor in bindings.outputs}),
+                port_specs(model.inputs, bindings.inputs),
+                port_specs(model.outputs, bindings.outputs),
             ),
             execution=execution,
         )
 
     def read(self, artifact: Artifact) -> "openvino.Model":
         """An artifact's network as it is compiled."""
-        engine = _import_engine()
-        model = _read(engine, engine.Core(), artifact)
+        model = read_model(artifact)
         if self.static_axes:
-            model.reshape(_static_shapes(artifact, self.static_axes))
+            model.reshape(static_shapes(artifact, self.static_axes))
         return model
 
     def compile(self, model: "openvino.Model", artifact: Artifact) -> "openvino.CompiledModel":
@@ -192,9 +186,11 @@ class OpenVino:
             installed=True,
             versions=_versions(),
             devices=tuple(core.available_devices),
-            precision={device: _default(core, device) for device in core.available_devices},
+            precision={
+                device: default_arithmetic(core, device) for device in core.available_devices
+            },
             remedy="",
-            arithmetic={device: _arithmetic(core, device) for device in core.available_devices},
+            arithmetic={device: arithmetics(core, device) for device in core.available_devices},
         )
 
     def _config(
@@ -203,18 +199,18 @@ class OpenVino:
         settings = self.settings
         rounded = rounded_activations(model)
         supported = core.get_property(device, "SUPPORTED_PROPERTIES")
-        if settings.precision is not None and settings.precision not in _HINTS:
+        if settings.precision is not None and settings.precision not in HINTS:
             raise UsageError(
                 f"openvino: got --precision {settings.precision}, want fp32, fp16 or bf16: what it "
                 f"computes in. {settings.precision} is how an export stores weights."
             )
         config: dict[str, object] = {}
         if self.force_precision:
-            config["INFERENCE_PRECISION_HINT"] = _HINTS[settings.precision or "fp32"]
+            config["INFERENCE_PRECISION_HINT"] = HINTS[settings.precision or "fp32"]
             if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported and rounded != "int8-dynamic":
                 # else activations beside int8 weights are rounded to int8, unasked
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-        is_bf16 = "bf16" in (settings.precision, _own_precision(model))
+        is_bf16 = "bf16" in (settings.precision, own_precision(model))
         has_fixed_shapes = settings.low_memory or not model.is_dynamic()
         if device == "CPU" and is_bf16 and has_fixed_shapes:
             config["SNIPPETS_MODE"] = "DISABLE"  # 2026.4 fuses such networks into wrong kernels
@@ -241,12 +237,13 @@ class OpenVino:
         rounded: Precision | None,
         own: Precision,
     ) -> Execution:
-        group_size = _property(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-        nodes = _node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
+        group_size = property_text(compiled, "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        nodes = node_precisions(compiled, rounds_activations=group_size not in ("0", ""))
         if rounded == "hybrid" and "int8-dynamic" in nodes:
             nodes["hybrid"] = nodes.pop("int8-dynamic")
-        hint = _property(compiled, "INFERENCE_PRECISION_HINT")
-        ran = max(nodes, key=PRECISIONS.index) if nodes else _KINDS.get(hint, hint or "unknown")
+        hint = property_text(compiled, "INFERENCE_PRECISION_HINT")
+        execution_mode = property_text(compiled, "EXECUTION_MODE_HINT")
+        ran = max(nodes, key=PRECISIONS.index) if nodes else KINDS.get(hint, hint or "unknown")
         if own == "bf16" and ran == "fp32":  # a device without bfloat16 widens
             own = "fp32"
         threads = self.settings.num_threads
@@ -259,12 +256,10 @@ class OpenVino:
             details={
                 "inference_precision_hint": hint,
                 "dynamic_quantization_group_size": group_size,
-                "execution_mode_hint": _property(compiled, "EXECUTION_MODE_HINT").rpartition(".")[
-                    2
-                ],
+                "execution_mode_hint": execution_mode.rpartition(".")[2],
                 "nodes": ", ".join(f"{count} {name}" for name, count in sorted(nodes.items())),
                 "threads": str(threads) if threads else "the engine's choice",
-                "loaded_from_cache": _property(compiled, "LOADED_FROM_CACHE").lower(),
+                "loaded_from_cache": property_text(compiled, "LOADED_FROM_CACHE").lower(),
             },
         )
 
@@ -281,127 +276,3 @@ def _import_engine() -> ModuleType:
 def _versions() -> dict[str, str]:
     installed = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS if name in installed}
-
-
-def _default(core: "openvino.Core", device: str) -> str:
-    try:
-        default = core.get_property(device, "INFERENCE_PRECISION_HINT").to_string()
-    except RuntimeError:  # devices such as AUTO have no arithmetic of their own
-        return "not told by the device; triptych sets float32"
-    return f"{default} by default; triptych sets float32"
-
-
-def _arithmetic(core: "openvino.Core", device: str) -> tuple[str, ...]:
-    try:
-        found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    except RuntimeError:  # as above
-        return ()
-    return tuple(name for name in found if name[:2] in ("FP", "BF", "IN"))
-
-
-def _read(engine: ModuleType, core: "openvino.Core", artifact: Artifact) -> "openvino.Model":
-    try:
-        model = core.read_model(artifact.path)
-    except RuntimeError as error:
-        raise BundleError(
-            f"{artifact.path}: got {error}, want a network that OpenVINO can read, in full."
-        ) from error
-    _keep_fractions(engine, model)
-    return model
-
-
-def rounded_activations(model: "openvino.Model") -> Precision | None:
-    """What a graph says of activations: rounded as they come, or by a calibration; None for not."""
-    mark = list(ROUNDS_ACTIVATIONS)
-    if model.has_rt_info(mark) and str(model.get_rt_info(mark).astype(str)) != "0":
-        return "int8-dynamic"
-    calibrated = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    return "hybrid" if calibrated else None
-
-
-def _own_precision(model: "openvino.Model") -> Precision:
-    """What a graph computes in where nothing else is asked for."""
-    is_bfloat16 = any(
-        node.get_type_name() != "Constant"
-        and any(port.get_element_type().get_type_name() == "bf16" for port in node.outputs())
-        for node in model.get_ops()
-    )
-    return "bf16" if is_bfloat16 else "fp32"
-
-
-def _keep_fractions(engine: ModuleType, model: "openvino.Model") -> None:
-    """Take the timestep as float32 where the graph takes an integer and then converts it.
-
-    optimum-intel's graphs do, and GenAI wants them to; several schedules have steps between two
-    integers.
-    """
-    for port in model.inputs:
-        readers = [reader.get_node().get_type_name() for reader in port.get_target_inputs()]
-        if (
-            "timestep" in port.get_names()
-            and port.get_element_type().is_integral_number()
-            and set(readers) <= {"Broadcast", "Convert"}
-        ):
-            port.get_node().set_element_type(engine.Type.f32)
-            model.validate_nodes_and_infer_types()
-
-
-def _static_shapes(artifact: Artifact, axes: Mapping[str, int]) -> dict[str, list[int]]:
-    unknown = set(axes) - set(_AXES)
-    if unknown:
-        raise UsageError(
-            f"openvino: got static axes {', '.join(sorted(unknown))}, want {', '.join(_AXES)}."
-        )
-    shapes = {}
-    for spec, binding in zip(artifact.spec.inputs, artifact.bindings.inputs, strict=True):
-        lengths = [axis_length(axis, axes) for axis in spec.shape]
-        shapes[binding.artifact_name] = [-1 if size is None else size for size in lengths] or [1]
-    return shapes
-
-
-def _node_precisions(
-    compiled: "openvino.CompiledModel", *, rounds_activations: bool
-) -> Counter[Precision]:
-    """How many nodes of the compiled network compute in what; integer shape sums do not count."""
-    found = Counter[Precision]()
-    try:
-        network = compiled.get_runtime_model()
-    except RuntimeError:  # not every device shows what it made of the graph
-        return found
-    for node in network.get_ops():
-        facts = {key: value.astype(str) for key, value in node.get_rt_info().items()}
-        kind = facts.get("runtimePrecision", "")
-        if facts.get("layerType") in _NO_ARITHMETIC:
-            continue
-        # How it computes ends the kernel's name: "brgemm_avx512_f32".
-        kernel = facts.get("primitiveType", "").rpartition("_")[2].lower()
-        tells_weights = kind in ("i8", "u8") and not rounds_activations
-        if kind == "dynamic" or tells_weights or (kind == "f16" and kernel in _KINDS):
-            kind = kernel
-        if kind in _KINDS:
-            found[_KINDS[kind]] += 1
-    return found
-
-
-def _property(compiled: "openvino.CompiledModel", name: str) -> str:
-    try:
-        value = compiled.get_property(name)
-    except RuntimeError:  # not every device has it
-        return ""
-    return value.to_string() if hasattr(value, "to_string") else str(value)
-
-
-def _ports(
-    ports: "Sequence[openvino.ConstOutput | openvino.Output]", wanted: set[str]
-) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            name=next((name for name in sorted(port.get_names()) if name in wanted), "")
-            or port.get_any_name(),
-            dtype=port.get_element_type().to_dtype().name,
-            shape=tuple(
-                axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
-            ),
-        )
-        for port in ports
-    )
