@@ -60,7 +60,9 @@ def test_a_foreign_folder_has_the_components_that_lie_in_it(copied: Path) -> Non
     (copied / "vae_encoder" / "model.onnx").unlink()
     bundle = open_bundle(copied)
     assert "vae_encoder" not in bundle.artifacts
-    with pytest.raises(BundleError, match=r"want vae_encoder.*--to onnx --component vae_encoder"):
+    with pytest.raises(
+        BundleError, match=r"want vae_encoder.*all of them: .* --to onnx --overwrite$"
+    ):
         bundle.artifact("vae_encoder")
 
 

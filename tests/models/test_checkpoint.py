@@ -144,6 +144,13 @@ def test_missing_shards_are_named(sharded: Path) -> None:
     assert f"got no {first.name}, {second.name}, want all" in message
 
 
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/weights.safetensors", ""])
+def test_shards_lie_beside_their_index(name: str, sharded: Path) -> None:
+    index = sharded / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+    assert f"got the shard {name!r}" in refusal(sharded)
+
+
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
 def test_an_index_without_a_map_is_refused(content: str, sharded: Path) -> None:
     index = sharded / "unet" / "diffusion_pytorch_model.safetensors.index.json"

@@ -50,13 +50,17 @@ def test_an_integer_is_a_float_where_a_float_is_wanted() -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(None, int), ("4", int), (4.0, int), (True, int), (True, float), ([4], int), (4, list)],
-)
+    [
+        (None, int), ("4", int), (4.0, int), (True, int), ([4], int), (0, int), (-4, int),
+        (True, float), (4, list),
+    ],
+)  # fmt: skip
 def test_a_setting_of_another_type_is_refused(value: object, kind: type) -> None:
-    with pytest.raises(CheckpointError, match=rf"vae 'channels': got .*want {kind.__name__}\."):
+    wanted = "a positive int" if kind is int else kind.__name__
+    with pytest.raises(CheckpointError, match=rf"vae 'channels': got .*want {wanted}\."):
         setting({"channels": value}, "channels", kind, where="vae")
 
 
 def test_a_missing_setting_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="got None, want int"):
+    with pytest.raises(CheckpointError, match="got None, want a positive int"):
         setting({}, "channels", int, where="vae")

@@ -1,9 +1,12 @@
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from triptych.errors import CheckpointError
 from triptych.models.sdxl import (
@@ -137,6 +140,54 @@ def test_a_missing_number_is_named(file: str, name: str, configs: Path) -> None:
     change(configs / file, **{name: None})
     with pytest.raises(CheckpointError, match=name):
         read_sdxl_config(configs)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("unet/config.json", "addition_time_embed_dim", 0),
+        ("unet/config.json", "in_channels", -4),
+        ("vae/config.json", "block_out_channels", []),
+        ("vae/config.json", "scaling_factor", 0),
+        ("vae/config.json", "scaling_factor", math.nan),
+        ("vae/config.json", "latents_mean", [0, 0, 0]),
+        ("vae/config.json", "latents_std", [1, 1, 1, "1"]),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(
+    file: str, name: str, value: object, configs: Path
+) -> None:
+    change(configs / file, **{name: value})
+    with pytest.raises(CheckpointError, match=name):
+        read_sdxl_config(configs)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_config_is_read_or_refused(data: st.DataObject, configs: Path) -> None:
+    """One setting is whatever JSON can say; an error names the config."""
+    file = configs / data.draw(
+        st.sampled_from(["model_index.json", "unet/config.json", "vae/config.json",
+                         "text_encoder/config.json"])
+    )  # fmt: skip
+    sound = file.read_text()
+    name = data.draw(st.sampled_from(sorted(json.loads(sound))))
+    change(file, **{name: data.draw(JSON)})
+    refusal = ""
+    try:
+        read_sdxl_config(configs)
+    except CheckpointError as error:
+        refusal = str(error)
+    finally:
+        file.write_text(sound)
+    assert not refusal or str(configs) in refusal
 
 
 @pytest.fixture

@@ -161,6 +161,16 @@ def test_threads_are_as_asked_for(checkpoint_bundle: Bundle) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:-1", "cuda:", "cuda:x", "cpu:1"])
+def test_a_device_is_one_of_those_that_are_there(
+    device: str, checkpoint_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BackendError, match=rf"no device '{device}', want .*: cpu, cuda"):
+        engine(device=device).open(checkpoint_bundle.artifact("text_encoder"))
+
+
 @pytest.mark.parametrize("device", ["xpu", "tpu:0", "nonsense"])
 def test_an_absent_device_is_an_error_that_lists_those_present(
     device: str, checkpoint_bundle: Bundle

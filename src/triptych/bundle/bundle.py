@@ -116,9 +116,11 @@ class Bundle:
         return replace(self, artifacts={**self.artifacts, **lent})
 
     def _how_to_get(self, component: ComponentName) -> str:
-        export = f"Export it: triptych export CHECKPOINT OUT --to {self.format}"
+        export = (
+            f"Export all of them: triptych export CHECKPOINT OUT --to {self.format} --overwrite"
+        )
         if component != "preview_decoder":
-            return f"{export} --component {component}"
+            return export
         if self.format == "diffusers":
             return f"Put an AutoencoderTiny, such as madebyollin/taesdxl, in its {component}/."
         return f"{export} --preview-decoder FOLDER"

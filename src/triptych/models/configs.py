@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def setting(config: JsonObject, name: str, kind: type[T], *, where: str) -> T:
-    """Take one setting of a known type out of a config.
+    """Take one setting of a known type out of a config; integers are sizes, and positive.
 
     Raises:
         CheckpointError: the setting is missing or of another type.
@@ -39,9 +39,11 @@ def setting(config: JsonObject, name: str, kind: type[T], *, where: str) -> T:
     value = config.get(name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not isinstance(value, kind) or (kind is int and not is_size):
+        wanted = "a positive int" if kind is int else kind.__name__
         raise CheckpointError(
-            f"{where} {name!r}: got {value!r}, want {kind.__name__}. "
+            f"{where} {name!r}: got {value!r}, want {wanted}. "
             "The config is not one that diffusers or transformers wrote for SDXL."
         )
     return value

@@ -8,6 +8,7 @@ Source:
     in diffusers' pipeline_stable_diffusion_xl.py.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,22 +187,29 @@ def _sdxl_config(
             f"{where}: got {num_time_ids} time_ids, want 6 (base) or 5 (refiner)."
         )
     blocks = vae.get("block_out_channels")
-    if not isinstance(blocks, list):
+    if not isinstance(blocks, list) or not blocks:
         raise CheckpointError(
-            f"{folder}: the VAE's block_out_channels are {blocks!r}, want a list."
+            f"{folder}: the VAE's block_out_channels are {blocks!r}, want a list of some."
+        )
+    vae_where = f"{folder} VAE config"
+    latent_channels = setting(vae, "latent_channels", int, where=vae_where)
+    scaling_factor = setting(vae, "scaling_factor", float, where=vae_where)
+    if not (0 < scaling_factor < math.inf):
+        raise CheckpointError(
+            f"{vae_where} 'scaling_factor': got {scaling_factor}, want a positive number."
         )
     return SdxlConfig(
         kind="base" if num_time_ids == 6 else "refiner",
         text_encoders=encoders,
-        latent_channels=setting(vae, "latent_channels", int, where=f"{folder} VAE config"),
+        latent_channels=latent_channels,
         unet_in_channels=setting(unet, "in_channels", int, where=where),
         cross_attention_dim=setting(unet, "cross_attention_dim", int, where=where),
         num_time_ids=num_time_ids,
         sample_size=setting(unet, "sample_size", int, where=where),
         vae_scale_factor=2 ** (len(blocks) - 1),
-        scaling_factor=setting(vae, "scaling_factor", float, where=f"{folder} VAE config"),
-        latents_mean=_channel_numbers(vae, "latents_mean"),
-        latents_std=_channel_numbers(vae, "latents_std"),
+        scaling_factor=scaling_factor,
+        latents_mean=_channel_numbers(vae, "latents_mean", latent_channels, where=vae_where),
+        latents_std=_channel_numbers(vae, "latents_std", latent_channels, where=vae_where),
         # Absent in old configs; diffusers' own default is true (autoencoder_kl.py).
         force_upcast=bool(vae.get("force_upcast", True)),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
@@ -209,9 +217,21 @@ def _sdxl_config(
     )
 
 
-def _channel_numbers(vae: JsonObject, name: str) -> tuple[float, ...] | None:
+def _channel_numbers(
+    vae: JsonObject, name: str, num_channels: int, *, where: str
+) -> tuple[float, ...] | None:
     values = vae.get(name)
-    return tuple(float(value) for value in values) if isinstance(values, list) else None
+    if values is None:
+        return None
+    if (
+        not isinstance(values, list)
+        or len(values) != num_channels
+        or not all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    ):
+        raise CheckpointError(
+            f"{where} {name!r}: got {values!r}, want {num_channels} numbers, one for each channel."
+        )
+    return tuple(map(float, values))
 
 
 def component_spec(component: ComponentName, config: SdxlConfig) -> ComponentSpec:

@@ -49,7 +49,13 @@ def _read_shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(
             f"{index}: got no weight_map, want the index of a sharded checkpoint."
         )
-    shards = tuple(index.parent / str(name) for name in sorted(set(weight_map.values())))
+    names = sorted({str(name) for name in weight_map.values()})
+    elsewhere = [name for name in names if not name or Path(name).name != name]
+    if elsewhere:
+        raise CheckpointError(
+            f"{index}: got the shard {elsewhere[0]!r}, want names of files beside the index."
+        )
+    shards = tuple(index.parent / name for name in names)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise CheckpointError(

@@ -89,11 +89,10 @@ class Pytorch:
         from triptych.models.modules import load_lean_module, load_module
 
         device = self.settings.device or "cpu"
-        present = _devices()
-        if device.split(":")[0] not in present:
+        if not _is_present(device):
             raise BackendError(
                 f"pytorch: got no device {device!r}, want one of those present: "
-                f"{', '.join(present)}."
+                f"{', '.join(_devices())}."
             )
         if self.settings.cache_dir is not None:
             raise UsageError("pytorch: got --cache-dir, but it keeps no cache. Leave it out.")
@@ -234,6 +233,17 @@ def _device_details(device: str) -> dict[str, str]:
             name for name in kernels if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()
         ),
     }
+
+
+def _is_present(device: str) -> bool:
+    """Whether PyTorch has a device, which may be one of several: cuda:1."""
+    import torch
+
+    kind, colon, index = device.partition(":")
+    if kind not in _devices():
+        return False
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    return not colon or (index.isdecimal() and int(index) < count)
 
 
 def _devices() -> tuple[str, ...]:
