@@ -30,7 +30,7 @@ from triptych.mil.weights import Weight
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.sdxl import COMPONENTS, SdxlConfig, read_sdxl_config
 from triptych.parity.metrics import psnr_db, rel_l2
-from triptych.parity.recording import default_settings
+from triptych.parity.record import default_settings
 from triptych.runtimes import make_runtime
 from triptych.runtimes._mil.interpreter import open_program, run
 from triptych.runtimes.base import RuntimeSettings

@@ -6,7 +6,8 @@ import pytest
 
 from triptych.bundle.bundle import Bundle
 from triptych.parity.candidate import Candidate
-from triptych.parity.check import CheckOptions, Limits, check
+from triptych.parity.check import check
+from triptych.parity.check_options import CheckOptions, Limits
 from triptych.parity.floors import floor_table
 from triptych.parity.golden import read_golden
 from triptych.parity.limits import coarsest

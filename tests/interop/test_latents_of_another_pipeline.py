@@ -9,7 +9,8 @@ import torch
 
 from triptych.bundle.bundle import Bundle
 from triptych.errors import TensorMismatchError, UsageError
-from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import Recording
 from triptych.parity.report import overall
 from triptych.parity.trajectory import foreign_run_rows
 from triptych.runtimes import make_runtime

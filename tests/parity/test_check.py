@@ -11,7 +11,8 @@ import pytest
 from triptych.bundle.bundle import Artifact, Bundle, open_bundle
 from triptych.parity.candidate import Candidate
 from triptych.parity.check import check
-from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import Recording
 from triptych.parity.report import CandidateReport, Row
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime, RuntimeSettings

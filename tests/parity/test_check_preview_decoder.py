@@ -11,7 +11,8 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.models.sdxl import COMPONENTS
 from triptych.parity.candidate import Candidate
 from triptych.parity.check import check
-from triptych.parity.recording import RecordedCase, Recording, default_settings, record
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import RecordedCase, Recording
 from triptych.parity.report import CandidateReport
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings

@@ -22,7 +22,8 @@ from triptych.parity.floors import Floor
 from triptych.parity.golden import TENSORS_FILE, is_golden, read_golden, write_golden
 from triptych.parity.golden_manifest import MANIFEST_FILE, read_golden_manifest
 from triptych.parity.golden_run import RunEntry, run_entry_from_settings, settings_from_run_entry
-from triptych.parity.recording import Recording, RecordingOptions, default_settings, record
+from triptych.parity.record import RecordingOptions, default_settings, record
+from triptych.parity.recording import Recording
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.micro_conditioning import MicroConditioning

@@ -18,10 +18,12 @@ from triptych.bundle.bundle import Bundle, open_bundle
 from triptych.errors import IncomparableError, TensorMismatchError
 from triptych.exporters.base import ExportSettings
 from triptych.parity.candidate import Candidate
-from triptych.parity.check import CheckOptions, Limits, check
+from triptych.parity.check import check
+from triptych.parity.check_options import CheckOptions, Limits
 from triptych.parity.floors import floor_table
 from triptych.parity.limits import COMPONENT_REL_L2
-from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import Recording
 from triptych.parity.report import CandidateReport, Row, Stage
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime, RuntimeSettings

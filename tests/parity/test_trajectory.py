@@ -7,8 +7,10 @@ import pytest
 
 from triptych.bundle.bundle import Bundle
 from triptych.parity.candidate import Candidate
-from triptych.parity.check import CheckOptions, check
-from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.check import check
+from triptych.parity.check_options import CheckOptions
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import Recording
 from triptych.parity.report import CandidateReport, Row, Stage
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import Runtime, RuntimeSettings

@@ -23,7 +23,7 @@ from triptych.models.modules import load_module
 from triptych.models.prompts import prompt_ids
 from triptych.parity.candidate import Candidate
 from triptych.parity.check import check
-from triptych.parity.recording import default_settings, record
+from triptych.parity.record import default_settings, record
 from triptych.runtimes import make_runtime
 from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.checked import CheckedSession, open_session

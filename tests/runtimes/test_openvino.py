@@ -20,7 +20,8 @@ from triptych.models.feeds import unet_feed
 from triptych.parity.candidate import Candidate
 from triptych.parity.check import check
 from triptych.parity.metrics import rel_l2
-from triptych.parity.recording import Recording, default_settings, record
+from triptych.parity.record import default_settings, record
+from triptych.parity.recording import Recording
 from triptych.parity.report import CandidateReport, Row
 from triptych.runtimes import make_runtime, runtimes_for
 from triptych.runtimes.base import Runtime, RuntimeSettings

@@ -1,92 +1,29 @@
 """The candidate's side of a check: every stage in its order, on values and without a framework."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 
-from triptych.bundle.bundle import Bundle
-from triptych.errors import BackendError, IncomparableError, NonFiniteError
-from triptych.parity.budget import Budget
 from triptych.parity.candidate import Candidate
-from triptych.parity.components import (
-    ComponentEvidence,
-    component_evidence,
-    contract_rows,
-    not_run_row,
+from triptych.parity.check_options import CheckOptions, Limits
+from triptych.parity.check_stages import (
+    RUN_STAGES,
+    CheckRun,
+    Pictures,
+    check_ground,
+    check_size,
+    look_at,
+    path_rows,
+    picture_evidence,
+    prepared_run,
+    run_paths,
 )
-from triptych.parity.floors import FloorTable
+from triptych.parity.components import contract_rows, not_run_row
 from triptych.parity.gates import Gates, judged
 from triptych.parity.hints import find_hints
-from triptych.parity.image import ImageMetric, picture_rows
-from triptych.parity.preconditions import (
-    Fact,
-    bundle_facts,
-    check_preconditions,
-    find_preconditions,
-)
+from triptych.parity.preconditions import bundle_facts
 from triptych.parity.recording import Recording, StageReporter
-from triptych.parity.report import (
-    STAGES,
-    CandidateReport,
-    Row,
-    Stage,
-    overall,
-)
-from triptych.parity.trajectory import (
-    Path,
-    free_path,
-    free_running_rows,
-    self_state_predictions,
-    self_state_rows,
-    stopped_rows,
-    teacher_forced_path,
-    teacher_forced_rows,
-)
-from triptych.runtimes.base import Execution, Runtime
-from triptych.sampling.pipeline import Prepared, prepare
-from triptych.types import ComponentName, ImagePixels, Latents
-
-_RUN_STAGES: tuple[tuple[Stage, ComponentName], ...] = (
-    ("teacher_forced", "unet"),
-    ("free_running", "unet"),
-    ("image", "vae_decoder"),
-)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What decides a verdict beside what was measured.
-
-    Attributes:
-        floors: what a precision costs in PyTorch.
-        budget: what somebody accepted.
-    """
-
-    floors: FloorTable = field(default_factory=FloorTable)
-    budget: Budget = field(default_factory=Budget)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOptions:
-    """How much is looked at.
-
-    Attributes:
-        limits: what rows are held to.
-        reference: the reference itself, to run it on the candidate's latents; None does not.
-        reference_runtime: what it runs on.
-        reference_name: for messages.
-        pictures: decode the pictures of some steps.
-        image_metrics: what else to measure of the last picture, by name.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    reference: Bundle | None = None
-    reference_runtime: Runtime | None = None
-    reference_name: str = "the reference"
-    pictures: bool = False
-    image_metrics: Mapping[str, ImageMetric] = field(default_factory=dict)
+from triptych.parity.report import STAGES, CandidateReport, Row, overall
+from triptych.types import Latents
 
 
 @final
@@ -102,7 +39,7 @@ class Checked:
 
     report: CandidateReport
     last_latents: Latents | None = None
-    pictures: Mapping[int, ImagePixels] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=dict)
 
 
 def check(
@@ -129,28 +66,43 @@ def check(
         BackendError: the engine is missing.
     """
     wanted = options or CheckOptions()
-    run = _Run(recording=recording, candidate=candidate, options=wanted, report=report)
-    _check_ground(run, bundle_facts(candidate.bundle))
-    _check_size(run)
-    prepared, ground = _prepared(run)
-    components = {name: _component(run, name) for name in candidate.bundle.config.components}
-    executions = {
-        name: found.execution for name, found in components.items() if found.execution is not None
-    }
-    rows = [row for found in components.values() for row in found.rows]
-    trajectory = _trajectory(run, prepared, executions)
+    run = CheckRun(recording=recording, candidate=candidate, options=wanted, report=report)
+    check_ground(run, bundle_facts(candidate.bundle))
+    check_size(run)
+    config = candidate.bundle.config
+    with run.kept_open() as stage:
+        prepared, ground = prepared_run(stage)
+        components = {name: look_at(stage, name) for name in config.text_encoders}
+    with run.kept_open() as stage:
+        unet = components["unet"] = look_at(stage, "unet")
+        paths = run_paths(stage, prepared)
+    ran = unet.execution.precision if unet.execution is not None else ""
+    compared = path_rows(run, paths, ran=ran)
+    with run.kept_open() as stage:
+        coders = [name for name in config.components if name not in components]
+        components |= {name: look_at(stage, name) for name in coders}
+        image_rows, pictures = picture_evidence(stage, paths, ran=ran)
     evidence = CandidateReport(
         runtime=candidate.name,
         bundle=candidate.bundle.folder.name,
         format=candidate.bundle.format,
-        executions=executions,
+        executions={
+            name: found.execution
+            for name, found in components.items()
+            if found.execution is not None
+        },
         self_difference={name: found.self_difference for name, found in components.items()},
-        rows=(*ground, *rows, *trajectory.rows),
+        rows=(
+            *ground,
+            *(row for found in components.values() for row in found.rows),
+            *compared,
+            *image_rows,
+        ),
     )
     return Checked(
         report=with_verdicts(evidence, recording, wanted.limits),
-        last_latents=trajectory.last_latents,
-        pictures=trajectory.pictures,
+        last_latents=None if paths is None or paths.free.stopped_by else paths.free.latents[-1],
+        pictures=pictures,
     )
 
 
@@ -184,7 +136,7 @@ def unavailable_report(candidate: Candidate, *, reason: str) -> CandidateReport:
         row = not_run_row(candidate, "component", component, reason)
         rows.extend(contract_rows(row, candidate))
         rows.append(row)
-    rows += [not_run_row(candidate, *about, reason) for about in _RUN_STAGES]
+    rows += [not_run_row(candidate, *about, reason) for about in RUN_STAGES]
     return CandidateReport(
         runtime=candidate.name,
         bundle=candidate.bundle.folder.name,
@@ -201,126 +153,3 @@ def _stage_number(row: Row) -> int:
 
 def _has_diverged(row: Row) -> bool:
     return row.stage == "free_running" and row.verdict == "failed"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """What every stage is given."""
-
-    recording: Recording
-    candidate: Candidate
-    options: CheckOptions
-    report: StageReporter
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trajectory:
-    rows: tuple[Row, ...] = ()
-    last_latents: Latents | None = None
-    pictures: Mapping[int, ImagePixels] = field(default_factory=dict)
-
-
-def _component(run: _Run, name: ComponentName) -> ComponentEvidence:
-    run.report(f"{run.candidate.name}: {name}")
-    return component_evidence(run.recording, run.candidate, name)
-
-
-def _prepared(run: _Run) -> tuple[Prepared | None, tuple[Row, ...]]:
-    """The candidate's run before its first step, once it is seen to be the reference's.
-
-    Text encoders that cannot run leave nothing to compare; the components' rows say so.
-    """
-    candidate, recording = run.candidate, run.recording
-    run.report(f"{candidate.name}: preconditions")
-    if not candidate.is_whole:
-        return None, ()
-    try:
-        prepared = prepare(
-            candidate.bundle,
-            candidate.runtime,
-            recording.candidate_settings,
-            make_sampler=candidate.make_sampler,
-        )
-    except (NonFiniteError, BackendError):
-        return None, ()
-    facts = find_preconditions(candidate.bundle, prepared)
-    _check_ground(run, facts)
-    row = not_run_row(candidate, "precondition", "unet", "")
-    return prepared, (replace(row, case=f"{len(facts)} facts, exactly equal", verdict="passed"),)
-
-
-def _check_ground(run: _Run, facts: Mapping[str, Fact]) -> None:
-    expected = run.recording.preconditions
-    kinds = {name.partition(".")[0] for name in facts}
-    check_preconditions(
-        facts,
-        {name: fact for name, fact in expected.items() if name.partition(".")[0] in kinds},
-        candidate=str(run.candidate.bundle.folder),
-        reference=run.options.reference_name,
-    )
-
-
-def _check_size(run: _Run) -> None:
-    """Refuse a graph of fixed shapes that makes pictures of another size."""
-    built, recorded = run.candidate.bundle.built_size_px, run.recording.image.shape[2:]
-    if built is not None and built != recorded:
-        made, wanted = (f"{height} x {width}" for height, width in (built, recorded))
-        raise IncomparableError(
-            candidate=str(run.candidate.bundle.folder),
-            reference=run.options.reference_name,
-            differences=(f"the pictures' size, {made} px and {wanted} px (height x width)",),
-        )
-
-
-def _trajectory(
-    run: _Run, prepared: Prepared | None, executions: Mapping[ComponentName, Execution]
-) -> _Trajectory:
-    """L, F, on request S, and the picture."""
-    candidate, recording = run.candidate, run.recording
-    if prepared is None:
-        reason = "a text encoder failed" if candidate.is_whole else "the bundle is not whole"
-        return _Trajectory(
-            rows=tuple(not_run_row(candidate, *about, reason) for about in _RUN_STAGES)
-        )
-    ran = executions["unet"].precision if "unet" in executions else ""
-    run.report(f"{candidate.name}: teacher-forced steps")
-    forced = teacher_forced_path(recording, candidate, prepared)
-    run.report(f"{candidate.name}: its own run")
-    path = free_path(candidate, prepared)
-    rows = [
-        *stopped_rows(candidate, forced, run="teacher-forced"),
-        *stopped_rows(candidate, path, run="the candidate's own run"),
-        *teacher_forced_rows(recording, candidate, prepared, forced, ran=ran),
-        *free_running_rows(recording, candidate, prepared, path, additive=forced.latents, ran=ran),
-        *_self_state_rows(run, prepared, path, ran=ran),
-    ]
-    if path.stopped_by:
-        reason = f"the run stopped at step {len(path.noise_preds) + 1}"
-        return _Trajectory(rows=(*rows, not_run_row(candidate, "image", "vae_decoder", reason)))
-    run.report(f"{candidate.name}: pictures")
-    image_rows, pictures = picture_rows(
-        recording,
-        candidate,
-        path,
-        every_picture=run.options.pictures,
-        metrics=run.options.image_metrics,
-        ran=ran,
-    )
-    return _Trajectory(rows=(*rows, *image_rows), last_latents=path.latents[-1], pictures=pictures)
-
-
-def _self_state_rows(run: _Run, prepared: Prepared, path: Path, *, ran: str) -> Iterator[Row]:
-    options = run.options
-    if options.reference is None or options.reference_runtime is None:
-        return
-    run.report("reference: on the candidate's latents")
-    predictions = self_state_predictions(
-        run.recording,
-        path,
-        prepared,
-        reference=options.reference,
-        runtime=options.reference_runtime,
-    )
-    yield from self_state_rows(run.candidate, prepared, path, predictions, ran=ran)

@@ -12,7 +12,7 @@ from triptych.bundle.layouts import component_bindings
 from triptych.errors import BrokenInputError, UsageError
 from triptych.exporters.base import CalibrationSettings
 from triptych.models.checkpoint import Checkpoint
-from triptych.parity.recording import default_settings
+from triptych.parity.record import default_settings
 from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.pytorch import Pytorch
 from triptych.sampling.inpaint import unet_sample

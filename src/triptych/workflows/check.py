@@ -11,14 +11,8 @@ from triptych.bundle.bundle import Bundle
 from triptych.errors import UsageError
 from triptych.parity.budget import Budget, accepted, read_budget, write_budget
 from triptych.parity.candidate import Candidate
-from triptych.parity.check import (
-    Checked,
-    CheckOptions,
-    Limits,
-    check,
-    unavailable_report,
-    with_verdicts,
-)
+from triptych.parity.check import Checked, check, unavailable_report, with_verdicts
+from triptych.parity.check_options import CheckOptions, Limits
 from triptych.parity.fingerprint import take_fingerprint
 from triptych.parity.floors import Arithmetic, arithmetic_of, floor_table
 from triptych.parity.golden import is_golden, read_golden

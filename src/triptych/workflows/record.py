@@ -12,13 +12,8 @@ from triptych.parity.check import check
 from triptych.parity.floors import ARITHMETICS, Arithmetic, floors_from_rows
 from triptych.parity.golden import write_golden
 from triptych.parity.golden_manifest import Profile
-from triptych.parity.recording import (
-    Recording,
-    RecordingOptions,
-    StageReporter,
-    default_settings,
-    record,
-)
+from triptych.parity.record import RecordingOptions, default_settings, record
+from triptych.parity.recording import Recording, StageReporter
 from triptych.runtimes.base import RuntimeSettings
 from triptych.runtimes.pytorch import Pytorch
 from triptych.sampling.prompt_encoding import Prompts
