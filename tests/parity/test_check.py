@@ -2,8 +2,9 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 import onnx
 import pytest
@@ -15,8 +16,8 @@ from triptych.parity.record import default_settings, record
 from triptych.parity.recording import Recording
 from triptych.parity.report import CandidateReport, Row
 from triptych.runtimes import make_runtime
-from triptych.runtimes.base import Runtime, RuntimeSettings
-from triptych.types import ComponentName
+from triptych.runtimes.base import Probe, Runtime, RuntimeSettings, Session
+from triptych.types import ComponentName, FormatName
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,81 @@ def test_other_noise_does_not_pass(checkpoint_bundle: Bundle, recording: Recordi
     )
     report = check(mixed, candidate, report=lambda _: None).report
     assert {row.stage for row in failed(report)} == {"teacher_forced", "free_running", "image"}
+
+
+# --- what is open when ---------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """An engine that tells what is opened and what is open with it."""
+
+    engine: Runtime
+    seen: list[set[ComponentName]]
+    open_now: set[ComponentName]
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def formats(self) -> tuple[FormatName, ...]:
+        return self.engine.formats
+
+    def open(self, artifact: Artifact) -> Session:
+        session = self.engine.open(artifact)
+        self.open_now.add(artifact.spec.name)
+        self.seen.append(set(self.open_now))
+        return WatchedSession(session, lambda: self.open_now.remove(artifact.spec.name))
+
+    def probe(self) -> Probe:
+        return self.engine.probe()
+
+
+@final
+class WatchedSession:
+    def __init__(self, session: Session, tell: Callable[[], None]) -> None:
+        self.session, self.tell = session, tell
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.execution = session.execution
+        self.run = session.run
+
+    def close(self) -> None:
+        self.session.close()
+        self.tell()
+
+
+STAGES = [
+    {"text_encoder"},
+    {"text_encoder", "text_encoder_2"},
+    {"unet"},
+    {"vae_decoder"},
+    {"vae_encoder", "vae_decoder"},
+]
+
+
+def test_a_recording_opens_each_network_once_and_the_unet_alone(checkpoint_bundle: Bundle) -> None:
+    watched = Watched(engine=engine("pytorch"), seen=[], open_now=set())
+    settings = default_settings(checkpoint_bundle.config, num_inference_steps=1)
+    record(checkpoint_bundle, watched, settings, report=lambda _: None)
+    assert watched.seen == STAGES
+    assert not watched.open_now
+
+
+def test_a_check_opens_each_network_once_and_the_unet_alone(
+    recording: Recording, onnx_bundle: Bundle
+) -> None:
+    watched = Watched(engine=engine("onnxruntime"), seen=[], open_now=set())
+    candidate = Candidate(
+        bundle=onnx_bundle,
+        runtime=watched,
+        precisions=dict.fromkeys(onnx_bundle.artifacts, "fp32"),
+    )
+    assert check(recording, candidate, report=lambda _: None).report.verdict == "passed"
+    assert watched.seen[:3] == STAGES[:3]
+    assert watched.seen[3:] == [{"vae_encoder"}, {"vae_encoder", "vae_decoder"}]
+    assert not watched.open_now
 
 
 # --- what is not there ---------------------------------------------------------------------------
