@@ -16,7 +16,7 @@ from triptych.bundle.store import check_files
 from triptych.errors import BackendError, OutputError, UsageError
 from triptych.exporters.base import ExportReporter, ExportSettings
 from triptych.models.checkpoint import open_checkpoint
-from triptych.types import ComponentName, FormatName
+from triptych.types import ComponentName, FormatName, Precision
 from triptych.workflows import export_components
 from triptych.workflows.export import ExportRequest, estimate_request, export_bundles
 from triptych.workflows.export_components import choose_num_jobs
@@ -168,6 +168,21 @@ def test_a_disk_that_cannot_hold_it_is_told_with_the_numbers(
     with pytest.raises(OutputError, match=r"got 0\.001 GB free, want 0\.00172 GB"):
         export_bundles(request_of(checkpoint, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_measuring_what_compression_costs_takes_time(checkpoint: Path, tmp_path: Path) -> None:
+    def seconds(precision: Precision, measure_steps: int) -> float:
+        request = ExportRequest(
+            checkpoint=checkpoint,
+            output=tmp_path,
+            formats=["openvino"],
+            settings=ExportSettings(precision=precision),
+            measure_steps=measure_steps,
+        )
+        return estimate_request(request).seconds
+
+    assert seconds("int8", 8) > seconds("int8", 4) > seconds("int8", 0)
+    assert seconds("fp16", 8) == seconds("fp16", 0)
 
 
 def test_estimates_are_about_what_bundles_take(

@@ -114,10 +114,7 @@ def export_bundles(
         raise UsageError(f"formats: got none, want at least one of {', '.join(exporter_names())}.")
     _check_settings(request, checkpoint)
     _check_used(request, components)
-    check_disk(
-        estimate_export(checkpoint, components, formats=request.formats, settings=request.settings),
-        request.output,
-    )
+    check_disk(_estimate(request, checkpoint, components), request.output)
     # Threads of one process for each core would wait for those of the others.
     num_jobs = choose_num_jobs(request.num_jobs, checkpoint, components)
     num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
@@ -161,11 +158,18 @@ def estimate_request(request: ExportRequest) -> ExportEstimate:
     checkpoint = open_checkpoint(
         request.checkpoint, variant=request.variant, preview_decoder=request.preview_decoder
     )
+    return _estimate(request, checkpoint, _choose_components(request, checkpoint))
+
+
+def _estimate(
+    request: ExportRequest, checkpoint: Checkpoint, components: Sequence[ComponentName]
+) -> ExportEstimate:
     return estimate_export(
         checkpoint,
-        _choose_components(request, checkpoint),
+        components,
         formats=request.formats,
         settings=request.settings,
+        measure_steps=request.measure_steps,
     )
 
 
