@@ -244,6 +244,21 @@ def test_int8_leaves_a_vae_that_overflows_alone(export: Export) -> None:
     assert set(describe(export("vae_decoder", "int8")).weight_dtypes) == {"float32"}
 
 
+def test_the_vae_alone_adds_up_by_rows_and_exactly(openvino_bundle: Bundle) -> None:
+    """Means of large groups: see `triptych.exporters._onnx_group_norm`."""
+    for component in ("vae_encoder", "vae_decoder", "unet"):
+        tree = ET.parse(openvino_bundle.artifact(component).path)  # noqa: S314  exported just now
+        layers = list(tree.iter("layer"))
+        kinds = [layer.get("type") for layer in layers]
+        means = [layer for layer in layers if layer.get("type") == "ReduceMean"]
+        is_vae = component != "unet"
+        assert ("MVN" in kinds) == (not is_vae)
+        assert bool(means) == is_vae
+        assert len(means) % 4 == 0
+        for layer in means:
+            assert layer.find("rt_info/attribute[@name='precise']") is not None, layer.get("name")
+
+
 def test_the_engine_is_told_what_widens_weights(export: Export) -> None:
     """Else it widens all of them when it opens the graph, and holds the full-size U-Net twice."""
     tree = ET.parse(export("unet", "fp16"))  # noqa: S314  it was exported just now

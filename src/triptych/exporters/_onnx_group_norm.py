@@ -4,7 +4,8 @@ torch.onnx writes a group norm as InstanceNormalization of [batch, groups, all t
 Runtime adds the rest up in one float32: a million values a group in a VAE at 512 x 512, four at
 1024 x 1024. Measured with 1.31 on values with mean 0.5 and deviation 1: relative L2 1.0e-5 and
 8.2e-5 from float64. Added up by rows first it is 1.7e-7 and 3.7e-7, and takes a quarter to a third
-longer.
+longer. OpenVINO 2026.4 does the same in its MVN: 2.9e-5 at 1024 x 1024, 8.0e-8 by rows, in 0.28 s
+instead of 0.18.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from triptych.types import Array
 
 if TYPE_CHECKING:
     import onnx
+
+BY_ROWS = "/by_rows/"
+"""In the names of these operators. Engines that compute in half precision should not in them."""
 
 
 def add_up_by_rows(model: "onnx.ModelProto") -> None:
@@ -47,13 +51,17 @@ def _is_plain(node: "onnx.NodeProto", makers: "dict[str, onnx.NodeProto]") -> bo
 def _by_rows(
     node: "onnx.NodeProto", grouped: "onnx.NodeProto", makers: "dict[str, onnx.NodeProto]"
 ) -> "Iterator[onnx.NodeProto]":
-    """[batch, groups, rows, length of a row]: the row is the last axis of what is normalised."""
+    """[batch, groups, rows, length of a row]: the row is the last axis of what is normalised.
+
+    Rows lose their axis, so that nothing takes both means for one: OpenVINO would, and then fuse
+    all of it into the normalisation that it was.
+    """
     import onnx
 
     groups = _constant(grouped.input[1], makers)
     assert groups is not None  # noqa: S101  torch.onnx writes the number of groups as a constant
     epsilon = next(attribute.f for attribute in node.attribute if attribute.name == "epsilon")
-    scope = node.name.rpartition("/")[0] or node.name
+    scope = (node.name.rpartition("/")[0] or node.name) + BY_ROWS.rstrip("/")
 
     def constant(name: str, values: object, dtype: type) -> "onnx.NodeProto":
         value = onnx.numpy_helper.from_array(np.array(values, dtype))
@@ -77,12 +85,14 @@ def _by_rows(
         split,
         constant("along_row", [3], np.int64),
         constant("along_rows", [2], np.int64),
-        make("ReduceMean", "rows along_row", "row_mean"),
-        make("ReduceMean", "row_mean along_rows", "mean"),
+        make("ReduceMean", "rows along_row", "row_mean", keepdims=0),
+        make("ReduceMean", "row_mean along_rows", "group_mean"),
+        make("Unsqueeze", "group_mean along_row", "mean"),
         make("Sub", "rows mean", "centred"),
         make("Mul", "centred centred", "squared"),
-        make("ReduceMean", "squared along_row", "row_variance"),
-        make("ReduceMean", "row_variance along_rows", "variance"),
+        make("ReduceMean", "squared along_row", "row_variance", keepdims=0),
+        make("ReduceMean", "row_variance along_rows", "group_variance"),
+        make("Unsqueeze", "group_variance along_row", "variance"),
         constant("epsilon", epsilon, np.float32),
         make("Add", "variance epsilon", "variance_epsilon"),
         make("Sqrt", "variance_epsilon", "deviation"),

@@ -21,6 +21,7 @@ import numpy as np
 from triptych.bundle.layouts import ARTIFACT_FILES
 from triptych.dependencies import import_optional
 from triptych.errors import BundleError, UsageError
+from triptych.exporters._onnx_group_norm import BY_ROWS, add_up_by_rows
 from triptych.exporters._onnx_trace import trace_component
 from triptych.exporters._openvino_activations import quantize_hybrid
 from triptych.exporters._openvino_bfloat16 import sinusoids
@@ -84,6 +85,8 @@ class OpenVinoExporter:
         module, stored = skeleton_module(checkpoint, component, dtype=torch.float32)
         graph = trace_component(module, component, checkpoint)
         del module
+        if component in ("vae_encoder", "vae_decoder"):
+            add_up_by_rows(graph)
         report("converting", 0.3)
         model = _convert(openvino, graph.SerializeToString())
         del graph
@@ -249,18 +252,17 @@ def _take_integer_timestep(model: "openvino.Model") -> None:
 def _save(model: "openvino.Model", path: Path) -> None:
     """Write a graph, with two marks that OpenVINO has no Python call for.
 
-    Sinusoids are `precise`: else engines that compute in half precision round a timestep of 999 to
-    1000 before its sine is taken. What widens weights is `decompression`: else the CPU widens them
-    all when it opens the graph, and holds them twice.
+    Sinusoids and sums of large groups are `precise`: else engines that compute in half precision
+    round a timestep of 999 to 1000 before its sine is taken, and a mean to three digits. What
+    widens weights is `decompression`: else the CPU widens them all when it opens the graph, and
+    holds them twice.
     """
     openvino = _import_engine()
+    names = [node.get_friendly_name() for node in model.get_ops()]
     marks = {
         **{node.get_friendly_name(): "precise" for node in sinusoids(model)},
-        **{
-            name: "decompression"
-            for node in model.get_ops()
-            if (name := node.get_friendly_name()).endswith(WIDENED)
-        },
+        **{name: "precise" for name in names if BY_ROWS in name},
+        **{name: "decompression" for name in names if name.endswith(WIDENED)},
     }
     openvino.save_model(model, path, compress_to_fp16=False)
     tree = ET.parse(path)  # noqa: S314  it was written just now
