@@ -149,7 +149,7 @@ def test_another_vae_is_refused(checkpoint: Path) -> None:
     [
         ({"_class_name": None}, "'_class_name': got None"),
         ({"latent_channels": 16}, "'latent_channels': got 16, want this model's 4"),
-        ({"latent_channels": ...}, "'latent_channels': got None, want int"),
+        ({"latent_channels": ...}, "'latent_channels': got None, want a positive int"),
         ({"out_channels": 4}, "'out_channels': got 4, want 3"),
         ({"num_decoder_blocks": [1, 1, 1]}, "got 4 pixels for one latent cell"),
         ({"upsampling_scaling_factor": 3}, "got 27 pixels for one latent cell"),

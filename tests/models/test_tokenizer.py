@@ -210,7 +210,7 @@ def test_added_tokens_decoder_replaces_the_special_tokens_map(folder: Path) -> N
     ("changes", "message"),
     [
         ({"model_max_length": 10**30}, "number of positions"),
-        ({"model_max_length": "77"}, "'model_max_length': got '77', want int"),
+        ({"model_max_length": "77"}, "'model_max_length': got '77', want a positive int"),
         ({"padding_side": "left"}, "'padding_side': got 'left', want 'right'"),
         ({"bos_token": "<s>", "added_tokens_decoder": {}}, "'bos_token': got '<s>'"),
         ({"pad_token": None, "added_tokens_decoder": {}}, "got None, want a token"),

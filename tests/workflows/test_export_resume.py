@@ -165,7 +165,7 @@ def test_a_disk_that_cannot_hold_it_is_told_with_the_numbers(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(OutputError, match=r"got 0\.001 GB free, want 0\.00172 GB"):
+    with pytest.raises(OutputError, match=r"got 0\.001 GB free, want 0\.00232 GB"):
         export_bundles(request_of(checkpoint, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -34,17 +34,34 @@ class _Cost:
         memory_bytes: private memory of exporting one component, whatever its size.
         memory_per_parameter: private bytes for each of its parameters besides.
         seconds_per_parameter: on two cores, with verification.
+        graph_bytes: of a component on the disk, without weights.
     """
 
     memory_bytes: float
     memory_per_parameter: float
     seconds_per_parameter: float
+    graph_bytes: float
 
 
 _COSTS: Mapping[FormatName, _Cost] = {
-    "onnx": _Cost(memory_bytes=1.5e9, memory_per_parameter=0.0, seconds_per_parameter=6e-8),
-    "openvino": _Cost(memory_bytes=1.8e9, memory_per_parameter=0.0, seconds_per_parameter=1.1e-7),
-    "coreml": _Cost(memory_bytes=1.0e9, memory_per_parameter=2.9, seconds_per_parameter=2.5e-7),
+    "onnx": _Cost(
+        memory_bytes=1.5e9,
+        memory_per_parameter=0.0,
+        seconds_per_parameter=6e-8,
+        graph_bytes=2e5,
+    ),
+    "openvino": _Cost(
+        memory_bytes=1.8e9,
+        memory_per_parameter=0.0,
+        seconds_per_parameter=1.1e-7,
+        graph_bytes=5e5,
+    ),
+    "coreml": _Cost(
+        memory_bytes=1.0e9,
+        memory_per_parameter=2.9,
+        seconds_per_parameter=2.5e-7,
+        graph_bytes=2e5,
+    ),
 }
 
 
@@ -98,7 +115,7 @@ def estimate_export(
             size = count * _STORED_BITS[stored] / 8
             if settings.weights_in_place and stored in _CHECKPOINT_DTYPES:
                 size = _bytes_elsewhere(checkpoint, name, _CHECKPOINT_DTYPES[stored])
-            disk += size
+            disk += size + cost.graph_bytes
             converted = _scratch_bytes(checkpoint, name, to=to, stored=stored)
             copied = size if to == "coreml" else 0  # coremltools writes a copy of its own first
             scratch = max(scratch, converted + copied)
