@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import CheckpointError
@@ -162,6 +162,7 @@ def test_a_number_that_cannot_be_is_named(
         read_sdxl_config(configs)
 
 
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
@@ -169,25 +170,29 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_config_is_read_or_refused(data: st.DataObject, configs: Path) -> None:
-    """One setting is whatever JSON can say; an error names the config."""
-    file = configs / data.draw(
-        st.sampled_from(["model_index.json", "unet/config.json", "vae/config.json",
-                         "text_encoder/config.json"])
-    )  # fmt: skip
-    sound = file.read_text()
-    name = data.draw(st.sampled_from(sorted(json.loads(sound))))
-    change(file, **{name: data.draw(JSON)})
-    refusal = ""
-    try:
-        read_sdxl_config(configs)
-    except CheckpointError as error:
-        refusal = str(error)
-    finally:
-        file.write_text(sound)
-    assert not refusal or str(configs) in refusal
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(value=JSON)
+@example(value=0)
+@example(value=-1)
+@example(value=[])
+@example(value=math.nan)
+def test_any_config_is_read_or_refused(value: object, configs: Path) -> None:
+    """One setting after the other is whatever JSON can say; an error names the config."""
+    for name in ("model_index.json", *(f"{part}/config.json" for part in NETWORKS)):
+        file = configs / name
+        sound = file.read_text()
+        for key in json.loads(sound):
+            change(file, **{key: value})
+            refusal = ""
+            try:
+                read_sdxl_config(configs)
+            except CheckpointError as error:
+                refusal = str(error)
+            finally:
+                file.write_text(sound)
+            assert not refusal or str(configs) in refusal
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 BY_ROWS = "/by_rows/"
-"""In the names of these operators. Engines that compute in half precision should not in them."""
+"""In the names of these operators, which engines should compute in float32 whatever the rest."""
 
 
 def add_up_by_rows(model: "onnx.ModelProto") -> None:

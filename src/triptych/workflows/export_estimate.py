@@ -28,7 +28,9 @@ _CHECKPOINT_DTYPES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16", "bf
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cost:
-    """What one format takes: rounded up from docs/benchmarks.md, but Core ML's time, a guess.
+    """What one format takes: rounded up from docs/benchmarks.md, in float16.
+
+    In float32 OpenVINO takes 4.1 GiB of a full-size U-Net, more than is said here.
 
     Attributes:
         memory_bytes: private memory of exporting one component, whatever its size.
