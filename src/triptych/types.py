@@ -92,6 +92,9 @@ LatentMask: TypeAlias = Float32[np.ndarray, "batch 1 height width"]
 ImagePixels: TypeAlias = UInt8[np.ndarray, "batch height_px width_px 3"]
 """Finished pictures, channels last, 0 to 255."""
 
+Picture: TypeAlias = UInt8[np.ndarray, "height_px width_px 3"]
+"""One of them."""
+
 Sigmas: TypeAlias = Float[np.ndarray, "steps+1"]
 """Noise levels, descending, one more than the timesteps."""
 

@@ -97,7 +97,9 @@ def _merged(symbols: tuple[str, ...], pair: Merge) -> tuple[str, ...]:
     return tuple(merged)
 
 
-def write_vocabulary(folder: Path, *, vocab_size: int | None = None) -> None:
+def write_vocabulary(
+    folder: Path, *, vocab_size: int | None = None, text: str = PROMPT_WORDS
+) -> None:
     """Write vocab.json and merges.txt, in CLIP's order.
 
     The order is: 256 bytes, the same 256 ending a word, the merges, start, end. That the end token
@@ -106,9 +108,10 @@ def write_vocabulary(folder: Path, *, vocab_size: int | None = None) -> None:
     Args:
         folder: gets the files.
         vocab_size: fill up to so many tokens, before start, with some that no text has.
+        text: what the merges are learned from: see `learn_merges`.
     """
     symbols = byte_symbols()
-    merges = learn_merges(PROMPT_WORDS, num_merges=NUM_MERGES)
+    merges = learn_merges(text, num_merges=NUM_MERGES)
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
     tokens += [left + right for left, right in merges]
     num_unused = 0 if vocab_size is None else vocab_size - len(tokens) - 2

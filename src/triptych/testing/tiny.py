@@ -16,7 +16,7 @@ from triptych.models.preview_decoder import PREVIEW_DECODER_FOLDER
 from triptych.models.published import SCHEDULER
 from triptych.testing._new_folder import new_folder
 from triptych.testing._noise import OUTPUT_GAINS, draw_parameter
-from triptych.testing._tokenizers import END_TOKEN, write_vocabulary
+from triptych.testing._tokenizers import END_TOKEN, PROMPT_WORDS, write_vocabulary
 
 if TYPE_CHECKING:
     import diffusers
@@ -214,17 +214,18 @@ def _make_preview_decoder(*, seed: int) -> "diffusers.AutoencoderTiny":
 
 
 def make_tokenizers(
-    vocabulary: Path, *, vocab_size: int | None = None
+    vocabulary: Path, *, vocab_size: int | None = None, text: str = PROMPT_WORDS
 ) -> "dict[str, transformers.CLIPTokenizer]":
     """Both tokenizers of SDXL on one small vocabulary, whose files go into an empty folder.
 
     Args:
         vocabulary: the folder.
         vocab_size: how many ids they have; None takes as many as there are tokens.
+        text: lower-case words that the vocabulary is learned from.
     """
     import transformers
 
-    write_vocabulary(vocabulary, vocab_size=vocab_size)
+    write_vocabulary(vocabulary, vocab_size=vocab_size, text=text)
     return {
         name: transformers.CLIPTokenizer(
             vocab_file=str(vocabulary / "vocab.json"),

@@ -1,0 +1,118 @@
+"""Train the demo model: python tools/train_demo_model RUN. README.md says how long it takes."""
+
+import argparse
+import datetime
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from architecture import Networks, make_networks, make_pipeline
+from autoencoder import draw_reconstructions, encode_all, train_autoencoder
+from denoiser import train_denoiser
+from evaluation import evaluate
+from examples import Examples, make_examples
+from run import Stage
+
+AUTOENCODER_STEPS, DENOISER_STEPS = 5000, 9000
+_PROMPTS = 200
+
+
+def main() -> None:
+    """Train both stages, save the pipeline in half precision, draw held-out prompts, record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a folder; an unfinished run in it is taken up")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
+    parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
+    parser.add_argument("--prompts", type=int, default=_PROMPTS, help="held-out ones to draw")
+    wishes = parser.parse_args()
+
+    folder: Path = wishes.run
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    examples = make_examples(seed=wishes.seed)
+    networks = make_networks(seed=wishes.seed, vocabulary=folder / "vocabulary")
+    for network in (networks.vae, networks.denoising()):
+        network.to(wishes.device)
+    train_autoencoder(
+        networks.vae,
+        examples,
+        stage=Stage(
+            name="autoencoder",
+            seed=wishes.seed + 1,
+            steps=wishes.autoencoder_steps,
+            learning_rate=2e-3,
+            ema_decay=0.995,
+        ),
+        folder=folder,
+    )
+    draw_reconstructions(networks.vae, examples, folder / "autoencoder.png")
+    latents = _scaled_latents(networks, examples, folder)
+    train_denoiser(
+        networks,
+        examples,
+        latents,
+        stage=Stage(
+            name="denoiser",
+            seed=wishes.seed + 2,
+            steps=wishes.denoiser_steps,
+            learning_rate=1e-3,
+            ema_decay=0.999,
+        ),
+        folder=folder,
+    )
+    model = folder / "model"
+    pipeline = make_pipeline(networks)
+    pipeline.to("cpu", torch.float16)
+    pipeline.save_pretrained(model, safe_serialization=True)
+    pipeline.to(wishes.device, torch.float32)  # what was kept, rounded to half
+    pipeline.set_progress_bar_config(disable=True)
+    shares = evaluate(pipeline, prompts=wishes.prompts, grid=folder / "grid.png")
+    _write_record(folder, model=model, shares=shares, seconds=time.monotonic() - started)
+
+
+def _scaled_latents(networks: Networks, examples: Examples, folder: Path) -> torch.Tensor:
+    """All latents, in the scale whose standard deviation is 1; the autoencoder is told it."""
+    kept = folder / "latents.pt"
+    if kept.is_file():
+        latents: torch.Tensor = torch.load(kept, weights_only=True)
+    else:
+        latents = encode_all(networks.vae, examples.pictures)
+        torch.save(latents, kept)
+    factor = round(1 / float(latents.std()), 5)
+    networks.vae.register_to_config(scaling_factor=factor)
+    return latents * factor
+
+
+def _write_record(
+    folder: Path, *, model: Path, shares: dict[str, float], seconds: float
+) -> None:
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    last = {line["stage"]: line for line in map(json.loads, lines)}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    record = {
+        "command": ["python", "tools/train_demo_model", *sys.argv[1:]],
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+        "seconds_of_this_call": round(seconds),
+        "last_losses": last,
+        "held_out": shares,
+        "sha256": {
+            str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(model.rglob("*.safetensors"))
+        },
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(shares))
+
+
+if __name__ == "__main__":
+    main()

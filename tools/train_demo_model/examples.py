@@ -1,0 +1,93 @@
+"""Pictures with captions and micro-conditioning. Scenes that are held out are never drawn here."""
+
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+from PIL import Image
+
+from triptych.scenes.drawing import PICTURE_PX, draw, random_variation
+from triptych.scenes.scene import Scene, caption, is_held_out, iter_scenes
+
+from triptych.types import ImagePixels, Picture
+
+TimeIds: TypeAlias = tuple[int, int, int, int, int, int]
+"""Original height and width, crop from the top and from the left, target height and width."""
+
+WHOLE: TimeIds = (PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX)
+
+_VARIATIONS = 4
+"""Pictures as they are, of every scene; one more of each is blurred, and one cropped."""
+
+_SMALLEST_PX, _LARGEST_PX = 16, 192
+_PARTIAL_SHARE = 0.25
+"""Captions that leave something out, so that short prompts and negative ones mean something."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """What is learned from.
+
+    Attributes:
+        scenes: what each picture shows.
+        pictures: uint8 [examples, 128, 128, 3].
+        time_ids: micro-conditioning of each.
+    """
+
+    scenes: tuple[Scene, ...]
+    pictures: ImagePixels
+    time_ids: tuple[TimeIds, ...]
+
+
+def make_examples(*, seed: int) -> Examples:
+    """Every scene of training several times."""
+    generator = np.random.default_rng(seed)
+    scenes = [scene for scene in iter_scenes() if not is_held_out(scene)]
+    rows: list[tuple[Scene, Picture, TimeIds]] = []
+    for scene in scenes:
+        for _ in range(_VARIATIONS):
+            rows.append((scene, draw(scene, random_variation(generator)), WHOLE))
+        rows.append((scene, *_of_low_resolution(draw(scene), generator)))
+        rows.append((scene, *_cropped(draw(scene, random_variation(generator)), generator)))
+    return Examples(
+        scenes=tuple(scene for scene, _, _ in rows),
+        pictures=np.stack([picture for _, picture, _ in rows]),
+        time_ids=tuple(ids for _, _, ids in rows),
+    )
+
+
+def partial_caption(scene: Scene, generator: np.random.Generator) -> str:
+    """The caption, or one time in four with parts of it left out."""
+    if generator.random() >= _PARTIAL_SHARE:
+        return caption(scene)
+    words = caption(scene).split()
+    article, size, color, shape = words[:4]
+    on = words.index("on")
+    keeps = generator.random(5) < 0.5
+    kept = [article]
+    kept += [size] if keeps[0] else []
+    kept += [color] if keeps[1] else []
+    kept += [shape] if keeps[2] else ["shape"]
+    kept += words[4:on] if keeps[3] else []
+    kept += words[on:] if keeps[4] else []
+    return " ".join(kept)
+
+
+def _of_low_resolution(
+    picture: Picture, generator: np.random.Generator
+) -> tuple[Picture, TimeIds]:
+    """A picture as if it had been smaller, and enlarged."""
+    size = int(generator.integers(_SMALLEST_PX, PICTURE_PX))
+    small = Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
+    blurred = small.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC)
+    return np.asarray(blurred), (size, size, 0, 0, PICTURE_PX, PICTURE_PX)
+
+
+def _cropped(picture: Picture, generator: np.random.Generator) -> tuple[Picture, TimeIds]:
+    """A part of an enlarged picture, as SDXL's training crops them (arXiv:2307.01952, 2.2)."""
+    size = int(generator.integers(PICTURE_PX + 8, _LARGEST_PX))
+    top, left = (int(value) for value in generator.integers(0, size - PICTURE_PX + 1, 2))
+    large = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+    part = large.crop((left, top, left + PICTURE_PX, top + PICTURE_PX))
+    return np.asarray(part), (size, size, top, left, PICTURE_PX, PICTURE_PX)
