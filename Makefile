@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-full-size lint types layers fmt changelog sizes bench-sampler bench-generate bench-export ci clean
+.PHONY: demo test test-full-size lint types layers fmt changelog sizes quality bench-sampler bench-generate bench-export ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/triptych demo
@@ -38,6 +38,10 @@ changelog: $(INSTALLED)
 
 sizes:
 	@git ls-files 'src/*.py' | xargs wc -l | sort -n | tail -12
+
+# What every format and precision costs in pictures, on the trained model that comes along.
+quality: $(INSTALLED)
+	$(BIN)/python benchmarks/quality.py
 
 # What the sampler costs beside the engine, step by step.
 bench-sampler: $(INSTALLED)

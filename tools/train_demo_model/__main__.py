@@ -89,9 +89,7 @@ def _scaled_latents(networks: Networks, examples: Examples, folder: Path) -> tor
     return latents * factor
 
 
-def _write_record(
-    folder: Path, *, model: Path, shares: dict[str, float], seconds: float
-) -> None:
+def _write_record(folder: Path, *, model: Path, shares: dict[str, float], seconds: float) -> None:
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     last = {line["stage"]: line for line in map(json.loads, lines)}
     commit = subprocess.run(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 
 import torch
 import transformers
+from averages import start_from_averages
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -79,7 +80,7 @@ VAE: Mapping[str, object] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (8, 16, 32, 64),
     "layers_per_block": 1,
-    "norm_num_groups": 4,
+    "norm_num_groups": 1,  # as `averages` wants it
     "scaling_factor": 1.0,  # measured from latents when it is trained
     "force_upcast": True,
 }
@@ -113,6 +114,8 @@ def make_networks(*, seed: int, vocabulary: Path) -> Networks:
     tokenizers = make_tokenizers(vocabulary, text="\n".join(_texts()))
     vocab_size = len(tokenizers["tokenizer"])
     torch.manual_seed(seed)
+    vae = AutoencoderKL(**VAE)
+    start_from_averages(vae)
     return Networks(
         text_encoder=transformers.CLIPTextModel(
             transformers.CLIPTextConfig(vocab_size=vocab_size, **TEXT_ENCODER)
@@ -121,7 +124,7 @@ def make_networks(*, seed: int, vocabulary: Path) -> Networks:
             transformers.CLIPTextConfig(vocab_size=vocab_size, **TEXT_ENCODER_2)
         ),
         unet=UNet2DConditionModel(**UNET),
-        vae=AutoencoderKL(**VAE),
+        vae=vae,
         tokenizers=tokenizers,
     )
 

@@ -8,11 +8,7 @@ from examples import Examples
 from PIL import Image
 from run import Losses, Stage, train
 
-_BATCH, _BATCH_OF_PARTS = 8, 24
-_PART_PX = 64
-_WHOLE_SHARE = 0.25
-"""The last steps see whole pictures, before that parts, which cost a quarter each."""
-
+_BATCH = 8
 _KL_WEIGHT = 3e-4
 _ENCODE_BATCH = 32
 
@@ -24,8 +20,8 @@ def train_autoencoder(
     device = next(vae.parameters()).device
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
-        is_whole = step >= (1 - _WHOLE_SHARE) * stage.steps
-        pictures = _whole(examples, generator) if is_whole else _parts(examples, generator)
+        del step
+        pictures = examples.pictures[generator.integers(0, len(examples.pictures), _BATCH)]
         wanted = _floats(pictures).to(device)
         posterior = vae.encode(wanted).latent_dist
         noise = torch.from_numpy(
@@ -64,20 +60,6 @@ def draw_reconstructions(vae: torch.nn.Module, examples: Examples, path: Path) -
     levels = (returned.clamp(-1, 1).cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5
     rows = [np.concatenate(list(row), axis=1) for row in (pictures, np.rint(levels))]
     Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(path)
-
-
-def _whole(examples: Examples, generator: np.random.Generator) -> np.ndarray:
-    return examples.pictures[generator.integers(0, len(examples.pictures), _BATCH)]
-
-
-def _parts(examples: Examples, generator: np.random.Generator) -> np.ndarray:
-    size = examples.pictures.shape[1]
-    parts = []
-    for index in generator.integers(0, len(examples.pictures), _BATCH_OF_PARTS):
-        top, left = generator.integers(0, size - _PART_PX + 1, 2)
-        picture = examples.pictures[index]
-        parts.append(picture[top : top + _PART_PX, left : left + _PART_PX])
-    return np.stack(parts)
 
 
 def _floats(pictures: np.ndarray) -> torch.Tensor:

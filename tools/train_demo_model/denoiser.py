@@ -66,14 +66,13 @@ def train_denoiser(
     train(trained, compute, stage=stage, folder=folder)
 
 
-def encode_prompts(
-    networks: Networks, prompts: Sequence[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_prompts(networks: Networks, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """What SDXL's U-Net is given: both penultimate hidden states, and the pooled projection."""
     device = next(networks.unet.parameters()).device
     ids = [
-        tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        .input_ids.to(device)
+        tokenizer(
+            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids.to(device)
         for tokenizer in networks.tokenizers.values()
     ]
     first = networks.text_encoder(ids[0], output_hidden_states=True)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from triptych.scenes.drawing import PICTURE_PX, draw, random_variation
 from triptych.scenes.scene import Scene, caption, is_held_out, iter_scenes
-
 from triptych.types import ImagePixels, Picture
 
 TimeIds: TypeAlias = tuple[int, int, int, int, int, int]
@@ -46,8 +45,9 @@ def make_examples(*, seed: int) -> Examples:
     scenes = [scene for scene in iter_scenes() if not is_held_out(scene)]
     rows: list[tuple[Scene, Picture, TimeIds]] = []
     for scene in scenes:
-        for _ in range(_VARIATIONS):
-            rows.append((scene, draw(scene, random_variation(generator)), WHOLE))
+        rows.extend(
+            (scene, draw(scene, random_variation(generator)), WHOLE) for _ in range(_VARIATIONS)
+        )
         rows.append((scene, *_of_low_resolution(draw(scene), generator)))
         rows.append((scene, *_cropped(draw(scene, random_variation(generator)), generator)))
     return Examples(
@@ -74,9 +74,7 @@ def partial_caption(scene: Scene, generator: np.random.Generator) -> str:
     return " ".join(kept)
 
 
-def _of_low_resolution(
-    picture: Picture, generator: np.random.Generator
-) -> tuple[Picture, TimeIds]:
+def _of_low_resolution(picture: Picture, generator: np.random.Generator) -> tuple[Picture, TimeIds]:
     """A picture as if it had been smaller, and enlarged."""
     size = int(generator.integers(_SMALLEST_PX, PICTURE_PX))
     small = Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)

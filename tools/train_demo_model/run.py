@@ -95,14 +95,10 @@ def _update_means(
     means: dict[str, torch.Tensor], network: torch.nn.Module, *, decay: float
 ) -> None:
     values = dict(network.named_parameters())
-    torch._foreach_lerp_(
-        list(means.values()), [values[name].detach() for name in means], 1 - decay
-    )
+    torch._foreach_lerp_(list(means.values()), [values[name].detach() for name in means], 1 - decay)
 
 
-def _log(
-    folder: Path, *, stage: str, step: int, seconds_per_step: float, losses: Losses
-) -> None:
+def _log(folder: Path, *, stage: str, step: int, seconds_per_step: float, losses: Losses) -> None:
     numbers = {name: round(float(value.detach()), 6) for name, value in losses.items()}
     line = {"stage": stage, "step": step, "seconds_per_step": round(seconds_per_step, 4), **numbers}
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:

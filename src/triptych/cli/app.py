@@ -13,6 +13,7 @@ from triptych.cli.compare import compare
 from triptych.cli.compose import compose
 from triptych.cli.console import fail
 from triptych.cli.demo import demo
+from triptych.cli.demo_checkpoint import demo_checkpoint
 from triptych.cli.doctor import doctor
 from triptych.cli.encode import encode
 from triptych.cli.export import export
@@ -20,6 +21,7 @@ from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 from triptych.cli.locate import locate
 from triptych.cli.precisions import precisions
+from triptych.cli.quality import quality
 from triptych.cli.record import record
 from triptych.cli.sample import sample
 from triptych.cli.schedulers import schedulers
@@ -46,10 +48,12 @@ for command in (
     locate,
     bisect,
     inspect,
+    quality,
     bench,
     precisions,
     doctor,
     tiny_checkpoint,
+    demo_checkpoint,
     demo,
 ):
     app.command()(command)

@@ -15,11 +15,11 @@ def demo(
         Path, typer.Option("--output", help="A folder to make; an earlier demo's is replaced.")
     ] = Path("demo"),
 ) -> None:
-    """From a checkpoint to checked pictures, end to end, on a tiny random model.
+    """From a checkpoint to checked pictures, end to end, on the small trained model inside.
 
-    Makes a tiny SDXL checkpoint, exports it to ONNX, OpenVINO and Core ML, samples 8 steps on
-    PyTorch and on an engine for each format from the same noise, draws a contact sheet, and checks
-    every bundle against PyTorch. Core ML programs are interpreted, so that no Mac is needed.
+    Exports it to ONNX, OpenVINO and Core ML, draws one prompt in 32 steps on PyTorch and on an
+    engine for each format from the same noise, lays pictures of five steps beside each other, and
+    checks every bundle against PyTorch. Core ML programs are interpreted, so that no Mac is needed.
     """
     from triptych.workflows.demo import run_demo
 
@@ -31,9 +31,13 @@ def demo(
         )
     print_report(result.report)
     say(f"pictures:  {result.contact_sheet}  (rows: runtimes, columns: steps)")
+    say(f"report:    {result.report_page}")
     say(f"bundles:   {', '.join(str(bundle) for bundle in result.bundles.values())}")
-    say("The weights are random, so the pictures are texture; what counts is that the rows")
-    say("are the same. With your own SDXL checkpoint:")
+    say("What else the model can draw, and how well each bundle draws it:")
+    say(f"  triptych sample {result.bundles['onnx']} --output ring \\")
+    say("    --prompt 'a large yellow ring at the right on a purple background'")
+    say(f"  triptych quality {result.bundles['onnx']} --prompts 20")
+    say("With your own SDXL checkpoint:")
     say("  triptych export CHECKPOINT OUT --to openvino")
     say("  triptych sample OUT/openvino --prompt 'a cat' --save-steps 1,8,32,50 --output cat")
     say("  triptych check OUT/openvino --reference CHECKPOINT")

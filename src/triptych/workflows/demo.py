@@ -1,4 +1,4 @@
-"""The demo: everything triptych does, once, on a checkpoint it makes itself."""
+"""The demo: everything triptych does, once, on the trained model that comes along."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +9,14 @@ from typing import TypeAlias, final
 import numpy as np
 
 from triptych.bundle.store import replace_folder
+from triptych.parity.html.page import report_page
 from triptych.parity.report import ParityReport
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.settings import Settings
-from triptych.testing.tiny import tiny_checkpoint
+from triptych.testing.demo_model import demo_checkpoint
 from triptych.types import Array, ComponentName, FormatName, ImagePixels
-from triptych.workflows.check import CheckRequest, check_bundle
+from triptych.workflows.check import CheckOutcome, CheckRequest, check_bundle
 from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.record import RunRequest
 from triptych.workflows.run_folder import RUN_FILE
@@ -25,10 +26,12 @@ from triptych.workflows.sample_request import SampleRequest
 DemoReporter: TypeAlias = Callable[[str, float], None]
 """Told the stage in words and how far the demo is, 0 to 1."""
 
+_CHECKPOINT = "checkpoint"
 _CONTACT_SHEET = "contact_sheet.png"
-_PROMPT = "a photograph of an astronaut riding a horse"
-_STEPS = 8
-_SAVE_STEPS = (1, 2, 4, 8)
+_REPORT_PAGE = "report.html"
+DEMO_PROMPT = "a small red circle at the left on a blue background"
+DEMO_STEPS = 32
+_SAVE_STEPS = (1, 4, 8, 16, 32)
 _MARGIN_PX, _LABEL_PX, _GAP_PX = 170, 28, 6
 
 _BACKENDS: Mapping[FormatName, tuple[str, str]] = {
@@ -48,24 +51,26 @@ class DemoResult:
     Attributes:
         bundles: by format.
         contact_sheet: one picture of all pictures.
+        report_page: the report as a page to look at.
         report: every bundle against PyTorch.
     """
 
     bundles: Mapping[FormatName, Path]
     contact_sheet: Path
+    report_page: Path
     report: ParityReport
 
 
 def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
-    """Make a checkpoint, export it, sample on every runtime, draw, check.
+    """Export the demo model, sample on every runtime, draw, check.
 
     Raises:
         UsageError: the output folder exists and is not an earlier demo's.
         MissingDependencyError: the export extra is not installed.
     """
     with replace_folder(output, overwrite=True, marker=_CONTACT_SHEET) as folder:
-        report("making a checkpoint", 0.02)
-        checkpoint = tiny_checkpoint(folder / "checkpoint")
+        report("writing the checkpoint", 0.02)
+        checkpoint = demo_checkpoint(folder / _CHECKPOINT)
         bundles = _export(checkpoint, folder, report)
         sources = {"diffusers": checkpoint, **bundles}
         rows = {
@@ -74,14 +79,17 @@ def run_demo(output: Path, *, report: DemoReporter) -> DemoResult:
         }
         sheet = draw_contact_sheet(rows, steps=_SAVE_STEPS)
         _save_png(sheet, folder / _CONTACT_SHEET)
-        parity = _check(folder, checkpoint, report)
         for run_file in folder.glob(f"pictures/*/{RUN_FILE}"):
             _name_final_place(run_file, folder, output)
-        report("done", 1.0)
+    outcome = _check(output, report)  # where it lies now: the report names places
+    page = report_page(outcome.report, pictures=outcome.pictures)
+    (output / _REPORT_PAGE).write_text(page, encoding="utf-8")
+    report("done", 1.0)
     return DemoResult(
         bundles={name: output / name for name in bundles},
         contact_sheet=output / _CONTACT_SHEET,
-        report=parity,
+        report_page=output / _REPORT_PAGE,
+        report=outcome.report,
     )
 
 
@@ -131,7 +139,7 @@ def _sample(
     request = SampleRequest(
         bundle=bundle,
         output=folder / "pictures" / runtime,
-        settings=Settings(prompts=Prompts(prompt=(_PROMPT,)), num_inference_steps=_STEPS),
+        settings=Settings(prompts=Prompts(prompt=(DEMO_PROMPT,)), num_inference_steps=DEMO_STEPS),
         save_steps=_SAVE_STEPS,
         runtime=runtime,
         runtime_settings=RuntimeSettings(),
@@ -139,14 +147,15 @@ def _sample(
     return sample(request).pixels
 
 
-def _check(folder: Path, checkpoint: Path, report: DemoReporter) -> ParityReport:
+def _check(folder: Path, report: DemoReporter) -> CheckOutcome:
     request = CheckRequest(
         bundle=folder,
-        reference=checkpoint,
+        reference=folder / _CHECKPOINT,
         runtimes=[engine for name, (_, engine) in _BACKENDS.items() if name != "diffusers"],
-        run=RunRequest(num_inference_steps=_STEPS),
+        run=RunRequest(prompts=Prompts(prompt=(DEMO_PROMPT,)), num_inference_steps=DEMO_STEPS),
+        pictures=True,
     )
-    return check_bundle(request, report=lambda stage: report(f"checking {stage}", 0.85)).report
+    return check_bundle(request, report=lambda stage: report(f"checking {stage}", 0.85))
 
 
 def _name_final_place(run_file: Path, folder: Path, output: Path) -> None:
