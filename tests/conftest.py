@@ -21,6 +21,7 @@ from triptych.bundle.store import record_files
 from triptych.cli.app import main
 from triptych.exporters.base import ExportSettings
 from triptych.testing import tiny_checkpoint
+from triptych.testing.demo_model import DEMO_MODEL
 from triptych.types import FormatName, Precision
 from triptych.workflows.export import ExportRequest, export_bundles
 from triptych.workflows.export_workers import ExportWorkers
@@ -144,7 +145,12 @@ def checkpoint(built_once: BuiltOnce) -> Path:
 
 
 def _exported(
-    to: FormatName, checkpoint: Path, built_once: BuiltOnce, precision: Precision = "fp32"
+    to: FormatName,
+    checkpoint: Path,
+    built_once: BuiltOnce,
+    precision: Precision = "fp32",
+    *,
+    name: str = "tiny",
 ) -> Path:
     def build(output: Path) -> None:
         settings = ExportSettings(precision=precision)
@@ -152,13 +158,19 @@ def _exported(
             ExportRequest(checkpoint=checkpoint, output=output, formats=[to], settings=settings)
         )
 
-    return built_once(f"{to}-{precision}-bundle", build) / to
+    return built_once(f"{name}-{to}-{precision}-bundle", build) / to
 
 
 @pytest.fixture(scope="session")
 def onnx_folder(checkpoint: Path, built_once: BuiltOnce) -> Path:
     """Its float32 ONNX bundle. Read only: copy it before changing anything."""
     return _exported("onnx", checkpoint, built_once)
+
+
+@pytest.fixture(scope="session")
+def demo_onnx_folder(built_once: BuiltOnce) -> Path:
+    """The trained model's float32 ONNX bundle, where pictures must mean something. Read only."""
+    return _exported("onnx", DEMO_MODEL, built_once, name="demo")
 
 
 @pytest.fixture(scope="session")

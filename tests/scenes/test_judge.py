@@ -1,6 +1,6 @@
 """The judge, on pictures whose scene is known."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -41,12 +41,19 @@ def test_pictures_of_other_sizes_are_read(size: int) -> None:
     assert read_scene(picture).scene == SCENE
 
 
-@pytest.mark.parametrize("part", ["shape", "color", "size", "place", "background"])
-def test_one_wrong_part_is_found_and_no_other(part: str) -> None:
-    others = {"shape": "ring", "color": "blue", "size": "small", "place": "left"}
-    wrong = replace(SCENE, **{part: others.get(part, "green")})
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("shape", replace(SCENE, shape="ring")),
+        ("color", replace(SCENE, color="blue")),
+        ("size", replace(SCENE, size="small")),
+        ("place", replace(SCENE, place="left")),
+        ("background", replace(SCENE, background="green")),
+    ],
+)
+def test_one_wrong_part_is_found_and_no_other(part: str, wrong: Scene) -> None:
     agreement = compare_scenes(SCENE, read_scene(draw(wrong)))
-    found = {name: getattr(agreement, name) for name in (*others, "background")}
+    found = {field.name: getattr(agreement, field.name) for field in fields(agreement)}
     assert found == {name: name != part for name in found}
     assert not agreement.is_whole
 

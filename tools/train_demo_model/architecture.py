@@ -63,7 +63,7 @@ UNET: Mapping[str, object] = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (32, 64, 96),
     "layers_per_block": 1,
-    "transformer_layers_per_block": (1, 1, 2),
+    "transformer_layers_per_block": (1, 1, 1),
     "attention_head_dim": (1, 2, 3),
     "cross_attention_dim": TEXT_WIDTH + TEXT_WIDTH_2,
     "use_linear_projection": True,
@@ -91,10 +91,10 @@ VAE: Mapping[str, object] = {
 class Networks:
     """What is trained, and the tokenizers."""
 
-    text_encoder: torch.nn.Module
-    text_encoder_2: torch.nn.Module
-    unet: torch.nn.Module
-    vae: torch.nn.Module
+    text_encoder: transformers.CLIPTextModel
+    text_encoder_2: transformers.CLIPTextModelWithProjection
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
     tokenizers: Mapping[str, "transformers.CLIPTokenizer"]
 
     def denoising(self) -> torch.nn.ModuleDict:

@@ -4,19 +4,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from examples import Examples
 from PIL import Image
 from run import Losses, Stage, train
 
 _BATCH = 8
+_EDGE_PX, _EDGE_CONTRAST = 4, 0.1
 _KL_WEIGHT = 3e-4
 _ENCODE_BATCH = 32
 
 
 def train_autoencoder(
-    vae: torch.nn.Module, examples: Examples, *, stage: Stage, folder: Path
+    vae: AutoencoderKL, examples: Examples, *, edge_weight: float, stage: Stage, folder: Path
 ) -> None:
-    """Train to return pictures: L1 + L2, and a little of the KL divergence."""
+    """Train to return pictures: L1 + L2, and a little of the KL divergence.
+
+    Args:
+        vae: trained in place.
+        examples: the pictures.
+        edge_weight: what pixels near an edge count, where others count 1.
+        stage: how long.
+        folder: where it is saved.
+    """
     device = next(vae.parameters()).device
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
@@ -28,7 +38,10 @@ def train_autoencoder(
             generator.standard_normal(tuple(posterior.mean.shape), np.float32)
         ).to(device)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - wanted
-        l1, l2, kl = error.abs().mean(), error.square().mean(), posterior.kl().mean()
+        weights = 1 + (edge_weight - 1) * _near_edges(wanted)
+        l1 = (weights * error.abs()).sum() / weights.expand_as(error).sum()
+        l2 = (weights * error.square()).sum() / weights.expand_as(error).sum()
+        kl = posterior.kl().mean()
         num_latents = posterior.mean[0].numel()
         return {
             "loss": l1 + l2 + _KL_WEIGHT * kl / num_latents,
@@ -41,7 +54,7 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode_all(vae: torch.nn.Module, pictures: np.ndarray) -> torch.Tensor:
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
     """Means of the latents, unscaled: float32 [pictures, 4, 16, 16], on the CPU."""
     device = next(vae.parameters()).device
     batches = [
@@ -52,7 +65,7 @@ def encode_all(vae: torch.nn.Module, pictures: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw_reconstructions(vae: torch.nn.Module, examples: Examples, path: Path) -> None:
+def draw_reconstructions(vae: AutoencoderKL, examples: Examples, path: Path) -> None:
     """Sixteen pictures above what the autoencoder makes of them."""
     device = next(vae.parameters()).device
     pictures = examples.pictures[:: len(examples.pictures) // 16][:16]
@@ -60,6 +73,38 @@ def draw_reconstructions(vae: torch.nn.Module, examples: Examples, path: Path) -
     levels = (returned.clamp(-1, 1).cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5
     rows = [np.concatenate(list(row), axis=1) for row in (pictures, np.rint(levels))]
     Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(path)
+
+
+@torch.no_grad()
+def equalise_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Give all latent channels mean 0 and one deviation, and leave all pictures as they are.
+
+    One scaling factor serves all channels: one of little deviation would drown in the noise. The
+    change goes into the 1 x 1 convolutions at both ends of the latents.
+
+    Returns:
+        The latents, changed as the autoencoder now gives them.
+    """
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    scale = deviation / deviation.square().mean().sqrt()
+    changed = (latents - mean[:, None, None]) / scale[:, None, None]
+    mean, scale = mean.to(vae.device), scale.to(vae.device)
+    count, last, first = len(mean), vae.quant_conv, vae.post_quant_conv
+    first.bias += first.weight[:, :, 0, 0] @ mean
+    first.weight *= scale[None, :, None, None]
+    last.bias[:count] -= mean
+    last.bias[:count] /= scale
+    last.weight[:count] /= scale[:, None, None, None]
+    last.bias[count:] -= 2 * scale.log()  # the logarithms of variances
+    return changed
+
+
+def _near_edges(pictures: torch.Tensor) -> torch.Tensor:
+    """1 where a picture changes within four pixels, else 0: [batch, 1, height, width]."""
+    around = {"kernel_size": 2 * _EDGE_PX + 1, "stride": 1, "padding": _EDGE_PX}
+    largest = torch.nn.functional.max_pool2d(pictures, **around)
+    smallest = -torch.nn.functional.max_pool2d(-pictures, **around)
+    return (largest - smallest > _EDGE_CONTRAST).any(dim=1, keepdim=True).float()
 
 
 def _floats(pictures: np.ndarray) -> torch.Tensor:

@@ -7,6 +7,7 @@ residual branch starts at zero. What is left to learn is where the edges are.
 """
 
 import torch
+from diffusers import AutoencoderKL
 
 _CONSTANT = 2.0
 _NUM_CARRIED = 8
@@ -16,7 +17,7 @@ _LOG_VARIANCE = -6.0
 
 
 @torch.no_grad()
-def start_from_averages(vae: torch.nn.Module) -> None:
+def start_from_averages(vae: AutoencoderKL) -> None:
     """Set the weights of an AutoencoderKL of at least 8 channels and one group a norm.
 
     SiLU(x) - SiLU(-x) = x: the last convolutions take differences of channels, and the path from
@@ -54,14 +55,16 @@ def start_from_averages(vae: torch.nn.Module) -> None:
     vae.quant_conv.bias[num_latents:] = _LOG_VARIANCE
 
 
-def _zero(layer: torch.nn.Module) -> None:
-    layer.weight[:] = 0
-    layer.bias[:] = 0
+def _zero(layer: torch.nn.Conv2d | torch.nn.Linear) -> None:
+    layer.weight.zero_()
+    if layer.bias is not None:
+        layer.bias.zero_()
 
 
-def _carry(conv: torch.nn.Module, *, taps: tuple[tuple[int, int], ...] = ((0, 0),)) -> None:
+def _carry(conv: torch.nn.Conv2d, *, taps: tuple[tuple[int, int], ...] = ((0, 0),)) -> None:
     """Take the carried channels through as they are, averaged over the taps; the rest is small."""
     conv.weight[:_NUM_CARRIED] = 0
-    conv.bias[:_NUM_CARRIED] = 0
+    if conv.bias is not None:
+        conv.bias[:_NUM_CARRIED] = 0
     for row, column in taps:
         conv.weight[:_NUM_CARRIED, :_NUM_CARRIED, row, column] = torch.eye(_NUM_CARRIED) / len(taps)

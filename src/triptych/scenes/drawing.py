@@ -97,7 +97,8 @@ def draw(scene: Scene, variation: Variation = EXACT) -> Picture:
     )[..., None]
     color = _shifted(COLORS[scene.color], variation.color_shift)
     background = _shifted(COLORS[scene.background], variation.background_shift)
-    return np.rint(mask * color + (1 - mask) * background).astype(np.uint8)
+    picture: Picture = np.rint(mask * color + (1 - mask) * background).astype(np.uint8)
+    return picture
 
 
 def draw_mask(

@@ -19,7 +19,7 @@ from triptych.types import Array, Picture
 
 _BORDER_PX = 3
 _LEAST_CONTRAST = 0.5
-"""A pixel belongs to the shape where it is nearer to the shape's colour than to the background's."""
+"""Of the way from the background's colour to the shape's, from which on a pixel is the shape's."""
 
 _LEAST_DIFFERENCE = 40.0
 """Of 441, in red, green and blue together: below it there is no shape. The two colours of COLORS

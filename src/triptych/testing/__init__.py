@@ -1,4 +1,4 @@
-"""Public test helpers: small checkpoints, one made on the spot and one trained, and the contract of every backend.
+"""Public test helpers: small checkpoints, random and trained, and the contract of every backend.
 
 Importing this package imports no framework; calling what is in it needs the `export` extra, and
 the contracts need the engine that they check.

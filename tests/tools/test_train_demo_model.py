@@ -1,0 +1,148 @@
+"""The parts of the demo model's training; all of it takes hours."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from triptych.scenes.drawing import draw
+from triptych.scenes.scene import Scene, caption, iter_scenes
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_demo_model"
+MODULES = ("architecture", "autoencoder", "averages", "denoiser", "evaluation", "examples", "run")
+SCENE = Scene(shape="triangle", color="red", size="large", place="top", background="white")
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[dict[str, ModuleType]]:
+    """Its modules, which see each other by their plain names."""
+    sys.path.insert(0, str(TOOL))
+    yield {name: importlib.import_module(name) for name in MODULES}
+    sys.path.remove(str(TOOL))
+    for name in MODULES:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def vae(tool: dict[str, ModuleType]) -> AutoencoderKL:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**tool["architecture"].VAE)
+    tool["averages"].start_from_averages(vae)
+    return vae
+
+
+def _pictures(count: int) -> torch.Tensor:
+    drawn = np.stack([draw(scene) for scene in list(iter_scenes())[:: 2240 // count][:count]])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def test_the_autoencoder_starts_with_the_colours_of_pictures(vae: AutoencoderKL) -> None:
+    """From random weights the correlation is near zero."""
+    pictures = _pictures(16)
+    returned = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    for channel in range(3):
+        pair = torch.stack([pictures[:, channel].flatten(), returned[:, channel].flatten()])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.9
+
+
+@torch.no_grad()
+def test_equalising_latents_changes_no_picture(
+    tool: dict[str, ModuleType], vae: AutoencoderKL
+) -> None:
+    pictures = _pictures(8)
+    latents = vae.encode(pictures).latent_dist.mean
+    before = vae.decode(latents).sample
+
+    changed = tool["autoencoder"].equalise_latents(vae, latents)
+
+    torch.testing.assert_close(vae.encode(pictures).latent_dist.mean, changed, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decode(changed).sample, before, atol=1e-4, rtol=1e-4)
+    deviations = changed.std(dim=(0, 2, 3))
+    torch.testing.assert_close(deviations, deviations.mean().expand(4), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(changed.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def _weights_after(tool: dict[str, ModuleType], folder: Path, *, stops: tuple[int, ...]) -> object:
+    """Train a line to 600 steps, taken up again at each stop: a save comes every 500 steps."""
+    folder.mkdir()
+    for stop in (*stops, 600):
+        torch.manual_seed(0)
+        line = torch.nn.Linear(1, 1)
+
+        def compute(
+            step: int,
+            generator: np.random.Generator,
+            *,
+            line: torch.nn.Module = line,
+            at: int = stop,
+        ) -> dict[str, torch.Tensor]:
+            if step == at:
+                raise KeyboardInterrupt
+            inputs = torch.from_numpy(generator.standard_normal((8, 1), np.float32))
+            return {"loss": (line(inputs) - 3 * inputs).square().mean()}
+
+        stage = tool["run"].Stage(
+            name="line", seed=5, steps=600, learning_rate=1e-2, ema_decay=0.99
+        )
+        if stop < 600:
+            with pytest.raises(KeyboardInterrupt):
+                tool["run"].train(line, compute, stage=stage, folder=folder)
+        else:
+            tool["run"].train(line, compute, stage=stage, folder=folder)
+    return line.state_dict()
+
+
+def test_training_that_was_interrupted_ends_as_if_it_had_not_been(
+    tool: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    whole = _weights_after(tool, tmp_path / "whole", stops=())
+    resumed = _weights_after(tool, tmp_path / "resumed", stops=(520, 580))
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] < 0.01 * json.loads(lines[0])["loss"]
+
+
+def test_partial_captions_leave_out_and_add_nothing(tool: dict[str, ModuleType]) -> None:
+    generator = np.random.default_rng(0)
+    seen = {tool["examples"].partial_caption(SCENE, generator) for _ in range(400)}
+    assert caption(SCENE) in seen
+    assert "a shape" in seen
+    assert "a red triangle at the top" in seen
+    words = set(caption(SCENE).split()) | {"shape"}
+    assert all(set(text.split()) <= words for text in seen)
+
+
+def test_examples_of_low_resolution_and_crops_say_what_they_are(
+    tool: dict[str, ModuleType],
+) -> None:
+    generator = np.random.default_rng(0)
+    sharp = draw(SCENE)
+    blurred, ids = tool["examples"]._of_low_resolution(sharp, generator)
+    assert blurred.shape == sharp.shape
+    assert ids[0] == ids[1] < 128
+    assert ids[2:] == (0, 0, 128, 128)
+    assert np.abs(np.diff(blurred.astype(float), axis=0)).max() < 224  # no edge from white to red
+    part, ids = tool["examples"]._cropped(sharp, generator)
+    assert part.shape == sharp.shape
+    assert ids[0] == ids[1] > 128
+    assert 0 <= max(ids[2:4]) <= ids[0] - 128
+
+
+def test_what_is_learned_from_has_no_scene_that_is_held_out(
+    tool: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [scene for scene in iter_scenes() if scene.color == "red" and scene.place == "top"]
+    monkeypatch.setattr(tool["examples"], "iter_scenes", lambda: iter(some))
+    examples = tool["examples"].make_examples(seed=0)
+    held_out = {scene for scene in some if tool["examples"].is_held_out(scene)}
+    assert held_out
+    assert set(examples.scenes) == set(some) - held_out
+    assert len(examples.pictures) == len(examples.time_ids) == len(examples.scenes)
