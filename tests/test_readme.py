@@ -107,6 +107,22 @@ def test_the_dataset_guide_s_commands_run_as_written(
 
 
 @pytest.mark.slow
+def test_the_quality_guide_s_commands_run_as_written(
+    triptych: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = GUIDE.with_name("quality.md")
+    commands = [line for block in _blocks("bash", page=page) for line in block.splitlines()]
+    done = [triptych(*shlex.split(command)[1:]) for command in commands]
+    assert [one.returncode for one in done] == [0] * 4, [one.stderr for one in done]
+    reference, plain, compressed = done[-1].stdout.splitlines()[-3:]
+    assert "inf dB" in reference
+    for row, precision in ((plain, "fp32"), (compressed, "int8")):
+        assert row.split()[:3] == ["onnx", "onnxruntime", precision]
+        assert float(row.split()[-2]) > 20
+
+
+@pytest.mark.slow
 def test_the_parity_guide_s_commands_run_as_written(
     follow: Reader, checkpoint: Path, onnx_folder: Path, openvino_folder: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from architecture import Networks
-from examples import Examples, partial_caption
+from examples import WHOLE, Examples, partial_caption
 from run import Losses, Stage, train
 
 from triptych.models.published import SCHEDULER
@@ -14,6 +14,9 @@ from triptych.models.published import SCHEDULER
 _BATCH = 32
 _UNCONDITIONAL_SHARE = 0.1
 """Of prompts, replaced by zeros as `force_zeros_for_empty_prompt` does: for guidance."""
+
+_WHOLE_SHARE = 0.8
+"""Of the examples that are neither blurred nor cropped."""
 
 _LARGEST_SNR = 5.0
 """Hang et al. 2023, arXiv:2303.09556: gamma."""
@@ -35,10 +38,16 @@ def train_denoiser(
     device = next(trained.parameters()).device
     alphas_cumprod = torch.from_numpy(_alphas_cumprod()).float()
     time_ids = torch.tensor(examples.time_ids, dtype=torch.float32)
+    is_whole = np.array([ids == WHOLE for ids in examples.time_ids])
+    wholes, others = np.flatnonzero(is_whole), np.flatnonzero(~is_whole)
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
         del step
-        chosen = generator.integers(0, len(latents), _BATCH)
+        chosen = np.where(
+            generator.random(_BATCH) < _WHOLE_SHARE,
+            generator.choice(wholes, _BATCH),
+            generator.choice(others, _BATCH),
+        )
         captions = [partial_caption(examples.scenes[index], generator) for index in chosen]
         is_kept = generator.random(_BATCH) >= _UNCONDITIONAL_SHARE
         timesteps = torch.from_numpy(generator.integers(0, len(alphas_cumprod), _BATCH))
