@@ -14,10 +14,12 @@ COMMANDS = (
     "check",
     "compare",
     "inspect",
+    "quality",
     "bench",
     "precisions",
     "doctor",
     "tiny-checkpoint",
+    "demo-checkpoint",
     "demo",
 )
 

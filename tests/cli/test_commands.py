@@ -14,7 +14,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from triptych.bundle.store import record_files
+from triptych.scenes.judge import read_scene
+from triptych.scenes.scene import caption
 from triptych.types import Array
+from triptych.workflows.demo import DEMO_PROMPT
 
 pytestmark = pytest.mark.slow
 
@@ -310,13 +313,19 @@ def test_demo_from_nothing_to_checked_pictures_and_again(triptych: Cli, tmp_path
     assert f"{output / 'contact_sheet.png'}" in done.stdout
     sheet = pixels(output / "contact_sheet.png")
     engines = ("pytorch", "onnxruntime", "openvino", "coreml-reference")
-    assert sheet.shape == (28 + len(engines) * (128 + 6), 170 + 4 * (128 + 6), 3)
+    assert sheet.shape == (28 + len(engines) * (128 + 6), 170 + 5 * (128 + 6), 3)
     for row, runtime in enumerate(engines):
-        for column, step in enumerate((1, 2, 4, 8)):
+        for column, step in enumerate((1, 4, 8, 16, 32)):
             picture = pixels(output / "pictures" / runtime / f"step_{step:02d}.png")
             top, left = 28 + row * 134, 170 + column * 134
             np.testing.assert_array_equal(sheet[top : top + 128, left : left + 128], picture)
+        drawn = read_scene(pixels(output / "pictures" / runtime / "final.png")).scene
+        assert drawn is not None
+        assert caption(drawn) == DEMO_PROMPT
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= len(engines)
+    assert ".demo." not in page  # the folder that it was made in
     for run_file in output.glob("pictures/*/run.json"):
         assert Path(json.loads(run_file.read_text())["bundle"]["path"]).parent == output
 

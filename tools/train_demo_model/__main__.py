@@ -5,7 +5,6 @@ import datetime as dt
 import hashlib
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,21 +19,12 @@ from run import Stage
 
 AUTOENCODER_STEPS, EDGE_STEPS, DENOISER_STEPS = 1800, 1400, 5000
 EDGE_WEIGHT = 8.0
-_PROMPTS = 200
+PROMPTS = 200
 
 
 def main() -> None:
     """Train both stages, save the pipeline in half precision, draw held-out prompts, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a folder; an unfinished run in it is taken up")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
-    parser.add_argument("--edge-steps", type=int, default=EDGE_STEPS)
-    parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
-    parser.add_argument("--prompts", type=int, default=_PROMPTS, help="held-out ones to draw")
-    wishes = parser.parse_args()
-
+    wishes = _wishes()
     folder: Path = wishes.run
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -42,46 +32,58 @@ def main() -> None:
     networks = make_networks(seed=wishes.seed, vocabulary=folder / "vocabulary")
     for network in (networks.vae, networks.denoising()):
         network.to(wishes.device)
-    for number, (name, steps, edge_weight) in enumerate(
-        (
-            ("autoencoder", wishes.autoencoder_steps, 1.0),
-            ("autoencoder-edges", wishes.edge_steps, EDGE_WEIGHT),
-        ),
-        start=1,
-    ):
-        stage = Stage(
-            name=name,
-            seed=wishes.seed + number,
-            steps=steps,
-            learning_rate=2e-3,
-            ema_decay=0.995,
-        )
-        train_autoencoder(
-            networks.vae, examples, edge_weight=edge_weight, stage=stage, folder=folder
-        )
+    autoencoder, edges, denoiser = _stages(wishes)
+    train_autoencoder(networks.vae, examples, edge_weight=1.0, stage=autoencoder, folder=folder)
+    train_autoencoder(networks.vae, examples, edge_weight=EDGE_WEIGHT, stage=edges, folder=folder)
     draw_reconstructions(networks.vae, examples, folder / "autoencoder.png")
     latents = _scaled_latents(networks, examples, folder)
-    train_denoiser(
-        networks,
-        examples,
-        latents,
-        stage=Stage(
+    train_denoiser(networks, examples, latents, stage=denoiser, folder=folder)
+
+    pipeline = make_pipeline(networks)
+    pipeline.to("cpu", torch.float16)
+    pipeline.save_pretrained(folder / "model", safe_serialization=True)
+    pipeline.to(wishes.device, torch.float32)  # what was kept, rounded to half
+    shares = evaluate(pipeline, prompts=wishes.prompts, grid=folder / "grid.png")
+    _write_record(wishes, shares=shares, seconds=time.monotonic() - started)
+
+
+def _wishes() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a folder; an unfinished run in it is taken up")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
+    parser.add_argument("--edge-steps", type=int, default=EDGE_STEPS)
+    parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out ones to draw")
+    return parser.parse_args()
+
+
+def _stages(wishes: argparse.Namespace) -> tuple[Stage, Stage, Stage]:
+    """The autoencoder's two, first of all of a picture and then of its edges, and the U-Net's."""
+    return (
+        Stage(
+            name="autoencoder",
+            seed=wishes.seed + 1,
+            steps=wishes.autoencoder_steps,
+            learning_rate=2e-3,
+            ema_decay=0.995,
+        ),
+        Stage(
+            name="autoencoder-edges",
+            seed=wishes.seed + 2,
+            steps=wishes.edge_steps,
+            learning_rate=2e-3,
+            ema_decay=0.995,
+        ),
+        Stage(
             name="denoiser",
             seed=wishes.seed + 3,
             steps=wishes.denoiser_steps,
             learning_rate=1e-3,
             ema_decay=0.999,
         ),
-        folder=folder,
     )
-    model = folder / "model"
-    pipeline = make_pipeline(networks)
-    pipeline.to("cpu", torch.float16)
-    pipeline.save_pretrained(model, safe_serialization=True)
-    pipeline.to(wishes.device, torch.float32)  # what was kept, rounded to half
-    pipeline.set_progress_bar_config(disable=True)
-    shares = evaluate(pipeline, prompts=wishes.prompts, grid=folder / "grid.png")
-    _write_record(folder, model=model, shares=shares, seconds=time.monotonic() - started)
 
 
 def _scaled_latents(networks: Networks, examples: Examples, folder: Path) -> torch.Tensor:
@@ -99,10 +101,11 @@ def _scaled_latents(networks: Networks, examples: Examples, folder: Path) -> tor
 
 
 def _write_record(
-    folder: Path, *, model: Path, shares: Mapping[str, float], seconds: float
+    wishes: argparse.Namespace, *, shares: Mapping[str, float], seconds: float
 ) -> None:
+    folder: Path = wishes.run
+    model = folder / "model"
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    last = {line["stage"]: line for line in map(json.loads, lines)}
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"],  # noqa: S607  wherever git is
         capture_output=True,
@@ -110,12 +113,13 @@ def _write_record(
         check=False,
     )
     record = {
-        "command": ["python", "tools/train_demo_model", *sys.argv[1:]],
+        "command": "python tools/train_demo_model RUN",
+        "options": {name: value for name, value in vars(wishes).items() if name != "run"},
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "seconds_of_this_call": round(seconds),
-        "last_losses": last,
+        "last_losses": {line["stage"]: line for line in map(json.loads, lines)},
         "held_out": shares,
         "sha256": {
             str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest()
