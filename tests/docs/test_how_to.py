@@ -17,7 +17,6 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TypeAlias
 
-import click
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +24,7 @@ import torch
 import typer
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
+from typer.core import TyperGroup
 
 import triptych.runtimes
 from triptych.bundle import apple
@@ -318,11 +318,13 @@ def test_a_runtime_from_elsewhere_keeps_the_contract(
 def test_commands_and_options_exist(page: str) -> None:
     """Those too that a test cannot run: for other machines, or within a sentence."""
     text = (GUIDES / page).read_text(encoding="utf-8")
-    lines = re.findall(r"^ *(triptych .*)|`(triptych [^`]+)`|^python my_(.*)", text, re.MULTILINE)
+    typed = "".join(body for language, body in blocks(page) if language in ("bash", "sh"))
+    lines = re.findall(r"^ *(?:python my_)?(triptych.*)", typed, re.MULTILINE)
+    lines += re.findall(r"`(triptych [^`]+)`", text)
     group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    for line in map("".join, lines):
-        name, *words = shlex.split(line.replace("triptych.py", "triptych"), comments=True)[1:]
+    assert isinstance(group, TyperGroup)
+    for line in lines:
+        name, *words = shlex.split(line, comments=True)[1:]
         command = group.commands[name]
         known = {word for option in command.params for word in option.opts + option.secondary_opts}
         given = {word for word in words if word.startswith("--")}
