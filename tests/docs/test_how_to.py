@@ -36,10 +36,19 @@ GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = sorted(page.name for page in GUIDES.glob("*.md"))
 SMALL_RUN = ("--num-inference-steps", "2", "--height-px", "64", "--width-px", "64")
 ONLY_AN_ENGINE = """
-import sys
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 sys.modules.update(dict.fromkeys(("torch", "diffusers", "transformers")))
 from triptych.cli.app import main
-main()
+for line in sys.stdin:
+    sys.argv = ["triptych", *json.loads(line)]
+    with redirect_stdout(StringIO()) as stdout, redirect_stderr(StringIO()) as stderr:
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    print(json.dumps([code, stdout.getvalue(), stderr.getvalue()]), flush=True)
 """
 
 Cli: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
@@ -86,6 +95,29 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.fixture
+def without_torch(desk: Path) -> Iterator[Cli]:
+    """The command on a machine where only engines are installed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ONLY_AN_ENGINE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=desk,
+    ) as process:
+        typed, printed = process.stdin, process.stdout
+        assert typed is not None
+        assert printed is not None
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            typed.write(json.dumps(arguments) + "\n")
+            typed.flush()
+            code, stdout, stderr = json.loads(printed.readline())
+            return subprocess.CompletedProcess(arguments, code, stdout=stdout, stderr=stderr)
+
+        yield run
+
+
 def blocks(page: str) -> list[tuple[str, str]]:
     """Languages and texts of a page's fences, in order."""
     text = (GUIDES / page).read_text(encoding="utf-8")
@@ -116,16 +148,6 @@ def _commanded(line: str, run: Cli) -> str:
     done = run(*arguments)
     assert done.returncode == int(wanted[1] if wanted else 0), f"{line}: {done.stderr}"
     return done.stdout + done.stderr
-
-
-def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command where only an engine is installed."""
-    return subprocess.run(
-        [sys.executable, "-c", ONLY_AN_ENGINE, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def link(**targets: Path) -> None:
@@ -185,7 +207,7 @@ def test_packages_for_a_mac_are_exported_and_checked(
 
 @pytest.mark.slow
 def test_a_machine_without_torch_draws(
-    onnx_folder: Path, small_folder: Path, golden: Path, desk: Path
+    onnx_folder: Path, small_folder: Path, golden: Path, desk: Path, without_torch: Cli
 ) -> None:
     link(OUT__onnx=onnx_folder, SMALL__onnx=small_folder, GOLDEN=golden)
     ran = dict(follow("cpu-only-edge-box.md", without_torch))
@@ -198,7 +220,7 @@ def test_a_machine_without_torch_draws(
 
 @pytest.mark.slow
 def test_a_golden_is_checked_against_without_torch(
-    onnx_folder: Path, golden: Path, desk: Path
+    onnx_folder: Path, golden: Path, desk: Path, without_torch: Cli
 ) -> None:
     link(OUT__onnx=onnx_folder, GOLDEN=golden)
     ran = dict(follow("cuda-goldens.md", without_torch))
@@ -280,7 +302,7 @@ def test_a_dataset_is_made_and_made_whole_again(
     assert len(made) == 2
     assert made[0] == made[1]
     assert parts == {"combined_cat_0.jpg", "combined_cat_1.jpg", "combined_dog_0.jpg"}
-    [ledger] = (desk / "dataset" / "ledger").glob("*.jsonl")
+    ledger = next((desk / "dataset" / "ledger").glob("*.jsonl"))
     line = json.loads(ledger.read_text(encoding="utf-8").splitlines()[0])
     assert set(line) >= {"id", "prompt", "seed", "step", "sha256", "seconds"}
     assert not list((desk / "parts").glob("proxy*"))
