@@ -129,7 +129,9 @@ def _sharpness(picture: Picture) -> float:
 @pytest.mark.slow
 def test_a_small_original_size_blurs(demo_onnx_folder: Path) -> None:
     """As in SDXL's paper, arXiv:2307.01952, 2.2."""
-    blurred = drawn(demo_onnx_folder, caption(SCENE), sizes=MicroConditioning(original_size=(20, 20)))
+    blurred = drawn(
+        demo_onnx_folder, caption(SCENE), sizes=MicroConditioning(original_size=(20, 20))
+    )
     sharp = drawn(demo_onnx_folder, caption(SCENE))
     assert _sharpness(blurred) < 0.75 * _sharpness(sharp)
 

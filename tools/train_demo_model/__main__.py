@@ -17,8 +17,8 @@ from evaluation import evaluate
 from examples import Examples, make_examples
 from run import Stage
 
-AUTOENCODER_STEPS, EDGE_STEPS, DENOISER_STEPS = 1800, 1400, 5000
-EDGE_WEIGHT = 8.0
+AUTOENCODER_STEPS, EDGE_STEPS, DENOISER_STEPS, PLACE_STEPS = 1800, 1400, 2500, 2200
+EDGE_WEIGHT, LARGEST_WEIGHT = 8.0, 20.0
 PROMPTS = 200
 
 
@@ -32,13 +32,20 @@ def main() -> None:
     networks = make_networks(seed=wishes.seed, vocabulary=folder / "vocabulary")
     for network in (networks.vae, networks.denoising()):
         network.to(wishes.device)
-    autoencoder, edges, denoiser = _stages(wishes)
+    autoencoder, edges, denoiser, places = _stages(wishes)
     train_autoencoder(networks.vae, examples, edge_weight=1.0, stage=autoencoder, folder=folder)
     train_autoencoder(networks.vae, examples, edge_weight=EDGE_WEIGHT, stage=edges, folder=folder)
     draw_reconstructions(networks.vae, examples, folder / "autoencoder.png")
     latents = _scaled_latents(networks, examples, folder)
-    train_denoiser(networks, examples, latents, stage=denoiser, folder=folder)
-
+    for stage, largest_weight in ((denoiser, 1.0), (places, LARGEST_WEIGHT)):
+        train_denoiser(
+            networks,
+            examples,
+            latents,
+            largest_weight=largest_weight,
+            stage=stage,
+            folder=folder,
+        )
     pipeline = make_pipeline(networks)
     pipeline.to("cpu", torch.float16)
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
@@ -55,17 +62,19 @@ def _wishes() -> argparse.Namespace:
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--edge-steps", type=int, default=EDGE_STEPS)
     parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS)
+    parser.add_argument("--place-steps", type=int, default=PLACE_STEPS)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out ones to draw")
     return parser.parse_args()
 
 
-def _stages(wishes: argparse.Namespace) -> tuple[Stage, Stage, Stage]:
-    """The autoencoder's two, first of all of a picture and then of its edges, and the U-Net's."""
+def _stages(wishes: argparse.Namespace) -> tuple[Stage, Stage, Stage, Stage]:
+    """The autoencoder's, of all of a picture and then of edges; the U-Net's, then of places."""
     return (
         Stage(
             name="autoencoder",
             seed=wishes.seed + 1,
             steps=wishes.autoencoder_steps,
+            decay_steps=wishes.autoencoder_steps,
             learning_rate=2e-3,
             ema_decay=0.995,
         ),
@@ -73,6 +82,7 @@ def _stages(wishes: argparse.Namespace) -> tuple[Stage, Stage, Stage]:
             name="autoencoder-edges",
             seed=wishes.seed + 2,
             steps=wishes.edge_steps,
+            decay_steps=wishes.edge_steps,
             learning_rate=2e-3,
             ema_decay=0.995,
         ),
@@ -80,8 +90,17 @@ def _stages(wishes: argparse.Namespace) -> tuple[Stage, Stage, Stage]:
             name="denoiser",
             seed=wishes.seed + 3,
             steps=wishes.denoiser_steps,
+            decay_steps=2 * wishes.denoiser_steps,
             learning_rate=1e-3,
             ema_decay=0.999,
+        ),
+        Stage(
+            name="denoiser-places",
+            seed=wishes.seed + 4,
+            steps=wishes.place_steps,
+            decay_steps=wishes.place_steps,
+            learning_rate=1e-3,
+            ema_decay=0.998,
         ),
     )
 

@@ -23,14 +23,25 @@ _LARGEST_SNR = 5.0
 
 
 def train_denoiser(
-    networks: Networks, examples: Examples, latents: torch.Tensor, *, stage: Stage, folder: Path
+    networks: Networks,
+    examples: Examples,
+    latents: torch.Tensor,
+    *,
+    largest_weight: float,
+    stage: Stage,
+    folder: Path,
 ) -> None:
     """Train to predict noise: the mean square, weighted by min(SNR, 5) / SNR.
+
+    Where a shape is, is decided at noise levels at which it hardly changes the noise to predict: an
+    error of the picture weighs there by its SNR. `largest_weight` makes up for it, up to that
+    factor.
 
     Args:
         networks: trained in place, but for the autoencoder.
         examples: what the latents show.
         latents: scaled: one mean square for all of SDXL's noise schedule.
+        largest_weight: 1 for none of it.
         stage: how long.
         folder: where it is saved.
     """
@@ -69,7 +80,7 @@ def train_denoiser(
         ).sample
         errors = (noise_pred - noise.to(device)).square().mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten().to(device)
-        weights = snr.clamp(max=_LARGEST_SNR) / snr
+        weights = snr.clamp(max=_LARGEST_SNR) / snr * (1 / snr).clamp(1, largest_weight)
         return {"loss": (weights * errors).mean(), "mse": errors.mean()}
 
     train(trained, compute, stage=stage, folder=folder)

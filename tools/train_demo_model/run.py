@@ -29,13 +29,16 @@ class Stage:
         name: of its files in the run's folder.
         seed: decides what every step sees.
         steps: how many.
-        learning_rate: the highest; it rises over 100 steps and falls with a cosine.
+        decay_steps: over which the learning rate falls with a cosine: as many, or more for a
+            stage that another follows.
+        learning_rate: the highest, after a rise over 100 steps.
         ema_decay: of the running mean of weights that is kept at the end; 0 keeps the last weights.
     """
 
     name: str
     seed: int
     steps: int
+    decay_steps: int
     learning_rate: float
     ema_decay: float
 
@@ -87,7 +90,7 @@ def train(network: torch.nn.Module, compute: ComputeLosses, *, stage: Stage, fol
 
 def _learning_rate(stage: Stage, step: int) -> float:
     rise = min(1.0, (step + 1) / _WARM_UP_STEPS)
-    return stage.learning_rate * rise * (0.02 + 0.98 * (1 + cos(pi * step / stage.steps)) / 2)
+    return stage.learning_rate * rise * (0.02 + 0.98 * (1 + cos(pi * step / stage.decay_steps)) / 2)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def _table(report: "QualityReport") -> "Table":
     table = Table(box=None, pad_edge=False)
     for heading in ("bundle", "runtime", "precision"):
         table.add_column(heading)
-    for heading in ("size", "shape", "colour", "size", "place", "background", "all", "PSNR"):
+    for heading in ("on disk", "shape", "colour", "size", "place", "background", "all", "PSNR"):
         table.add_column(heading, justify="right")
     for row in report.rows:
         shares = row.adherence

@@ -207,7 +207,7 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
             weight_dtypes={},
             inputs=(),
             outputs=(),
-            size_bytes=_artifact_bytes(artifact),
+            size_bytes=artifact_bytes(artifact),
             opset=None,
             verified=None,
             problem=str(error),
@@ -219,7 +219,7 @@ def _summarise(bundle: Bundle, artifact: Artifact) -> ComponentSummary:
         weight_dtypes=dict(facts.weight_dtypes),
         inputs=facts.inputs,
         outputs=facts.outputs,
-        size_bytes=_artifact_bytes(artifact),
+        size_bytes=artifact_bytes(artifact),
         opset=facts.opset,
         verified=max(verified, default=None),
     )
@@ -247,7 +247,7 @@ def _summarise_weights(artifact: Artifact, checkpoint: Checkpoint) -> ComponentS
     )
 
 
-def _artifact_bytes(artifact: Artifact) -> int:
+def artifact_bytes(artifact: Artifact) -> int:
     """Of packages themselves; of single files, with all that lies beside them."""
     folders = [path if path.is_dir() else path.parent for path in artifact.paths]
     files = (file for folder in folders for file in folder.rglob("*"))

@@ -25,7 +25,7 @@ from triptych.scenes.judge import Agreement, compare_scenes, read_scene
 from triptych.scenes.scene import Scene, caption, held_out_scenes
 from triptych.types import FormatName, ImageFloats, Picture, Precision
 from triptych.workflows.check_candidates import find_candidates
-from triptych.workflows.inspect import inspect_path
+from triptych.workflows.inspect import artifact_bytes
 
 QualityReporter: TypeAlias = Callable[[str, float], None]
 """Told the stage in words and how far all of it is, 0 to 1."""
@@ -223,12 +223,14 @@ def _row(
     pairs = zip(images, reference, strict=True) if reference else ()
     distances = [image_psnr_db(image, wanted) for image, wanted in pairs]
     bundle = candidate.bundle
+    # The VAE's halves share their files in a checkpoint.
+    sizes = {part.paths: artifact_bytes(part) for part in bundle.artifacts.values()}
     return QualityRow(
         path=bundle.folder,
         format=bundle.format,
         runtime=candidate.name,
         precision=candidate.precisions["unet"],
-        size_bytes=sum(part.size_bytes for part in inspect_path(bundle.folder).components),
+        size_bytes=sum(sizes.values()),
         adherence=adherence([compare_scenes(*pair) for pair in zip(scenes, readings, strict=True)]),
         psnr_db=median(distances) if distances else None,
     )
