@@ -17,8 +17,8 @@ from evaluation import evaluate
 from examples import Examples, make_examples
 from run import Stage
 
-AUTOENCODER_STEPS, EDGE_STEPS, DENOISER_STEPS, PLACE_STEPS = 1800, 1400, 2500, 2200
-EDGE_WEIGHT, LARGEST_WEIGHT = 8.0, 20.0
+AUTOENCODER_STEPS, EDGE_STEPS, DENOISER_STEPS, PLACE_STEPS = 1800, 1400, 2500, 1800
+EDGE_WEIGHT = 8.0
 PROMPTS = 200
 
 
@@ -37,12 +37,12 @@ def main() -> None:
     train_autoencoder(networks.vae, examples, edge_weight=EDGE_WEIGHT, stage=edges, folder=folder)
     draw_reconstructions(networks.vae, examples, folder / "autoencoder.png")
     latents = _scaled_latents(networks, examples, folder)
-    for stage, largest_weight in ((denoiser, 1.0), (places, LARGEST_WEIGHT)):
+    for stage, of_pictures in ((denoiser, False), (places, True)):
         train_denoiser(
             networks,
             examples,
             latents,
-            largest_weight=largest_weight,
+            of_pictures=of_pictures,
             stage=stage,
             folder=folder,
         )

@@ -18,6 +18,8 @@ _UNCONDITIONAL_SHARE = 0.1
 _WHOLE_SHARE = 0.8
 """Of the examples that are neither blurred nor cropped."""
 
+_UPPER_SHARE, _UPPER_LEVELS = 0.6, 750
+
 _LARGEST_SNR = 5.0
 """Hang et al. 2023, arXiv:2303.09556: gamma."""
 
@@ -27,21 +29,21 @@ def train_denoiser(
     examples: Examples,
     latents: torch.Tensor,
     *,
-    largest_weight: float,
+    of_pictures: bool,
     stage: Stage,
     folder: Path,
 ) -> None:
     """Train to predict noise: the mean square, weighted by min(SNR, 5) / SNR.
 
     Where a shape is, is decided at noise levels at which it hardly changes the noise to predict: an
-    error of the picture weighs there by its SNR. `largest_weight` makes up for it, up to that
-    factor.
+    error of the picture counts there by its SNR, 0.005 at the highest level. `of_pictures` divides
+    by it, as if pictures were predicted, and takes most examples from the upper levels.
 
     Args:
         networks: trained in place, but for the autoencoder.
         examples: what the latents show.
         latents: scaled: one mean square for all of SDXL's noise schedule.
-        largest_weight: 1 for none of it.
+        of_pictures: see above.
         stage: how long.
         folder: where it is saved.
     """
@@ -61,7 +63,9 @@ def train_denoiser(
         )
         captions = [partial_caption(examples.scenes[index], generator) for index in chosen]
         is_kept = generator.random(_BATCH) >= _UNCONDITIONAL_SHARE
-        timesteps = torch.from_numpy(generator.integers(0, len(alphas_cumprod), _BATCH))
+        is_upper = of_pictures & (generator.random(_BATCH) < _UPPER_SHARE)
+        lowest = np.where(is_upper, _UPPER_LEVELS, 0)
+        timesteps = torch.from_numpy(generator.integers(lowest, len(alphas_cumprod)))
         noise = torch.from_numpy(
             generator.standard_normal((_BATCH, *latents.shape[1:]), np.float32)
         )
@@ -80,7 +84,9 @@ def train_denoiser(
         ).sample
         errors = (noise_pred - noise.to(device)).square().mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten().to(device)
-        weights = snr.clamp(max=_LARGEST_SNR) / snr * (1 / snr).clamp(1, largest_weight)
+        weights = snr.clamp(max=_LARGEST_SNR) / snr
+        if of_pictures:
+            weights = weights / snr.clamp(max=1)
         return {"loss": (weights * errors).mean(), "mse": errors.mean()}
 
     train(trained, compute, stage=stage, folder=folder)
