@@ -90,7 +90,7 @@ def _weights_after(tool: dict[str, ModuleType], folder: Path, *, stops: tuple[in
             return {"loss": (line(inputs) - 3 * inputs).square().mean()}
 
         stage = tool["run"].Stage(
-            name="line", seed=5, steps=600, learning_rate=1e-2, ema_decay=0.99
+            name="line", seed=5, steps=600, decay_steps=600, learning_rate=1e-2, ema_decay=0.99
         )
         if stop < 600:
             with pytest.raises(KeyboardInterrupt):
@@ -107,7 +107,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(
     resumed = _weights_after(tool, tmp_path / "resumed", stops=(520, 580))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
     lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["loss"] < 0.01 * json.loads(lines[0])["loss"]
+    assert json.loads(lines[-1])["loss"] < 0.1 * json.loads(lines[0])["loss"]
 
 
 def test_partial_captions_leave_out_and_add_nothing(tool: dict[str, ModuleType]) -> None:
