@@ -50,7 +50,8 @@ def drawn(
     )
     prepared = prepare(opened, runtime, wanted)
     *_, last = denoise(opened, runtime, prepared, callback_on_step_end=callback)
-    return pixels_from_image(decode(opened, runtime, {"x": last.latents})["x"])[0]
+    picture: Picture = pixels_from_image(decode(opened, runtime, {"x": last.latents})["x"])[0]
+    return picture
 
 
 def test_the_weights_are_those_that_were_trained() -> None:

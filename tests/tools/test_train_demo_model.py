@@ -4,6 +4,8 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -70,41 +72,38 @@ def test_equalising_latents_changes_no_picture(
     torch.testing.assert_close(changed.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
 
 
-def _weights_after(tool: dict[str, ModuleType], folder: Path, *, stops: tuple[int, ...]) -> object:
-    """Train a line to 600 steps, taken up again at each stop: a save comes every 500 steps."""
+def _line_after(
+    tool: dict[str, ModuleType], folder: Path, *, stops: tuple[int | None, ...]
+) -> dict[str, torch.Tensor]:
+    """Train a line for 600 steps, ended at each stop and taken up again: saves are 500 apart."""
     folder.mkdir()
-    for stop in (*stops, 600):
+    stage = tool["run"].Stage(
+        name="line", seed=5, steps=600, decay_steps=600, learning_rate=1e-2, ema_decay=0.99
+    )
+    weights: dict[str, torch.Tensor] = {}
+    for stop in stops:
         torch.manual_seed(0)
         line = torch.nn.Linear(1, 1)
+        with nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
+            tool["run"].train(line, partial(_losses, line, stop), stage=stage, folder=folder)
+        weights = line.state_dict()
+    return weights
 
-        def compute(
-            step: int,
-            generator: np.random.Generator,
-            *,
-            line: torch.nn.Module = line,
-            at: int = stop,
-        ) -> dict[str, torch.Tensor]:
-            if step == at:
-                raise KeyboardInterrupt
-            inputs = torch.from_numpy(generator.standard_normal((8, 1), np.float32))
-            return {"loss": (line(inputs) - 3 * inputs).square().mean()}
 
-        stage = tool["run"].Stage(
-            name="line", seed=5, steps=600, decay_steps=600, learning_rate=1e-2, ema_decay=0.99
-        )
-        if stop < 600:
-            with pytest.raises(KeyboardInterrupt):
-                tool["run"].train(line, compute, stage=stage, folder=folder)
-        else:
-            tool["run"].train(line, compute, stage=stage, folder=folder)
-    return line.state_dict()
+def _losses(
+    line: torch.nn.Linear, stop: int | None, step: int, generator: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    if step == stop:
+        raise KeyboardInterrupt
+    inputs = torch.from_numpy(generator.standard_normal((8, 1), np.float32))
+    return {"loss": (line(inputs) - 3 * inputs).square().mean()}
 
 
 def test_training_that_was_interrupted_ends_as_if_it_had_not_been(
     tool: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    whole = _weights_after(tool, tmp_path / "whole", stops=())
-    resumed = _weights_after(tool, tmp_path / "resumed", stops=(520, 580))
+    whole = _line_after(tool, tmp_path / "whole", stops=(None,))
+    resumed = _line_after(tool, tmp_path / "resumed", stops=(520, 580, None))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
     lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < 0.1 * json.loads(lines[0])["loss"]

@@ -101,10 +101,14 @@ def equalise_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
 
 def _near_edges(pictures: torch.Tensor) -> torch.Tensor:
     """1 where a picture changes within four pixels, else 0: [batch, 1, height, width]."""
-    around = {"kernel_size": 2 * _EDGE_PX + 1, "stride": 1, "padding": _EDGE_PX}
-    largest = torch.nn.functional.max_pool2d(pictures, **around)
-    smallest = -torch.nn.functional.max_pool2d(-pictures, **around)
-    return (largest - smallest > _EDGE_CONTRAST).any(dim=1, keepdim=True).float()
+    largest, negated = (
+        torch.nn.functional.max_pool2d(
+            one, kernel_size=2 * _EDGE_PX + 1, stride=1, padding=_EDGE_PX
+        )
+        for one in (pictures, -pictures)
+    )
+    near: torch.Tensor = (largest + negated > _EDGE_CONTRAST).any(dim=1, keepdim=True)
+    return near.float()
 
 
 def _floats(pictures: np.ndarray) -> torch.Tensor:

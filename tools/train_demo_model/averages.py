@@ -36,6 +36,8 @@ def start_from_averages(vae: AutoencoderKL) -> None:
                     _carry(module.conv, taps=((0, 0), (0, 1), (1, 0), (1, 1)))
                 case "Upsample2D":
                     _carry(module.conv, taps=((1, 1),))
+                case _:
+                    pass
     for first in (vae.encoder.conv_in, vae.decoder.conv_in):
         first.weight[:_NUM_CARRIED] = 0
         first.bias[:_NUM_CARRIED] = 0

@@ -65,7 +65,7 @@ def train(network: torch.nn.Module, compute: ComputeLosses, *, stage: Stage, fol
             group["lr"] = _learning_rate(stage, step)
         losses = compute(step, np.random.default_rng([stage.seed, step]))
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         _update_means(means, network, decay=min(stage.ema_decay, (1 + step) / (10 + step)))
