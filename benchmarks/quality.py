@@ -1,8 +1,8 @@
 """What every format and precision costs in pictures: the demo model exported to each, and judged.
 
-Held-out prompts are drawn on every engine from the same noise. The judge says in what share of the
-pictures shape, colour, size, place and background are as the prompt said; PSNR is the median
-picture's against PyTorch's float32; the size is that of all components.
+Held-out prompts are drawn on every engine that reads a bundle, from the same noise. The judge says
+in what share of the pictures shape, colour, size, place and background are as the prompt said; PSNR
+is the median picture's against PyTorch's float32; the size is that of all components.
 
     python benchmarks/quality.py [--prompts 200] [--only WORD] [--sheet FILE] [--json]
 """
@@ -75,7 +75,7 @@ def export_all(folder: Path, *, only: str) -> list[Path]:
 
 def draw_sheet(pictures: Mapping[str, list[Picture]]) -> Picture:
     """A row for each bundle, named, of the first prompts' pictures at half their size."""
-    margin_px, edge_px, gap_px = 190, 64, 3
+    margin_px, edge_px, gap_px = 270, 64, 3
     columns = len(next(iter(pictures.values())))
     size = (margin_px + columns * (edge_px + gap_px), len(pictures) * (edge_px + gap_px))
     sheet = Image.new("RGB", size, "white")
@@ -116,16 +116,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     wishes = parser.parse_args()
 
-    pictures: defaultdict[str, list[Picture]] = defaultdict(list)
+    pictures: defaultdict[int, list[Picture]] = defaultdict(list)
     with TemporaryDirectory() as scratch:
         bundles = export_all(Path(scratch), only=wishes.only)
-        names = [REFERENCE, *(bundle.name for bundle in bundles)]
 
         def keep(row: int, index: int, picture: Picture) -> None:
             if index < SHEET_PROMPTS:
-                pictures[names[row]].append(picture)
+                pictures[row].append(picture)
             if index == 0:
-                note(f"drawing with {names[row]}")
+                note(f"drawing, row {row + 1}")
 
         request = QualityRequest(
             bundles=bundles,
@@ -134,8 +133,10 @@ def main() -> None:
             num_prompts=wishes.prompts,
         )
         found = measure_quality(request, report=lambda _, __: None, on_picture=keep)
+    names = [REFERENCE, *(f"{row.path.name}, {row.runtime}" for row in found.rows[1:])]
     if wishes.sheet is not None:
-        Image.fromarray(draw_sheet(pictures)).save(wishes.sheet, optimize=True)
+        rows = {name: pictures[number] for number, name in enumerate(names)}
+        Image.fromarray(draw_sheet(rows)).save(wishes.sheet, optimize=True)
     print(json.dumps(report_document(found)) if wishes.json else markdown(found, names=names))
 
 
