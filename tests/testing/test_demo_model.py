@@ -122,7 +122,7 @@ def test_few_steps_of_other_schedulers_draw_it_too(demo_onnx_folder: Path, name:
 
 @pytest.mark.slow
 def test_a_negative_prompt_leads_away_from_what_it_names(demo_onnx_folder: Path) -> None:
-    """A large shape where the prompt leaves the colour open: never the one that is not wanted."""
+    """A large shape where the prompt leaves the colour open: seldom the one that is not wanted."""
     prompt = "a large circle in the center on a white background"
     colors = []
     for seed in range(6):

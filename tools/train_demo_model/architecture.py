@@ -3,10 +3,10 @@
 Weights are a few megabytes; pictures are 128 x 128, latents 16 x 16.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 import transformers
@@ -21,9 +21,6 @@ from diffusers import (
 from triptych.models.published import SCHEDULER
 from triptych.scenes.scene import caption, iter_scenes
 from triptych.testing.tiny import NUM_TOKENS, make_tokenizers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TEXT_WIDTH, TEXT_WIDTH_2, PROJECTION_DIM, TIME_ID_DIM = 64, 96, 96, 16
 
@@ -95,7 +92,7 @@ class Networks:
     text_encoder_2: transformers.CLIPTextModelWithProjection
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    tokenizers: Mapping[str, "transformers.CLIPTokenizer"]
+    tokenizers: Mapping[str, transformers.CLIPTokenizer]
 
     def denoising(self) -> torch.nn.ModuleDict:
         """The three that are trained together, after the autoencoder."""
@@ -143,7 +140,7 @@ def make_pipeline(networks: Networks) -> StableDiffusionXLPipeline:
     )
 
 
-def _texts() -> "Iterator[str]":
+def _texts() -> Iterator[str]:
     """Every caption, and the word that stands for a shape that is not named."""
     yield from map(caption, iter_scenes())
     yield "a shape"

@@ -19,6 +19,7 @@ _WHOLE_SHARE = 0.8
 """Of the examples that are neither blurred nor cropped."""
 
 _UPPER_SHARE, _UPPER_LEVELS = 0.6, 750
+"""Of the examples, and from which of the 1000 levels on, in the stage for places."""
 
 _LARGEST_SNR = 5.0
 """Hang et al. 2023, arXiv:2303.09556: gamma."""

@@ -23,7 +23,7 @@ _LEAST_CONTRAST = 0.5
 
 _LEAST_DIFFERENCE = 40.0
 """Of 441, in red, green and blue together: below it there is no shape. The two colours of COLORS
-that are most alike, red and orange, are 102 apart."""
+that are most alike, red and orange, are 101 apart."""
 
 _LEAST_OVERLAP = 0.7
 """Intersection over union with the best shape, below which it is none of ours. Drawn scenes of any
