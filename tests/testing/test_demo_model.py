@@ -17,12 +17,13 @@ from triptych.errors import UsageError
 from triptych.runtimes import make_runtime
 from triptych.sampling.callbacks import StepCallback
 from triptych.sampling.decode import pixels_from_image
+from triptych.sampling.micro_conditioning import MicroConditioning
 from triptych.sampling.pipeline import decode, denoise, prepare
 from triptych.sampling.prompt_encoding import Prompts
 from triptych.sampling.schedulers import SchedulerChoice
 from triptych.sampling.settings import Settings
 from triptych.scenes.judge import read_scene
-from triptych.scenes.scene import Scene, caption, held_out_scenes
+from triptych.scenes.scene import Place, Scene, caption, held_out_scenes
 from triptych.testing import demo_checkpoint
 from triptych.testing.demo_model import DEMO_MODEL
 from triptych.types import Picture
@@ -51,6 +52,11 @@ def drawn(
     *_, last = denoise(opened, runtime, prepared, callback_on_step_end=callback)
     picture: Picture = pixels_from_image(decode(opened, runtime, {"x": last.latents})["x"])[0]
     return picture
+
+
+def _place(picture: Picture) -> Place | None:
+    scene = read_scene(picture).scene
+    return None if scene is None else scene.place
 
 
 def test_the_weights_are_those_that_were_trained() -> None:
@@ -118,6 +124,37 @@ def test_few_steps_of_other_schedulers_draw_it_too(demo_onnx_folder: Path, name:
         scheduler=SchedulerChoice(name=name),
     )
     assert read_scene(picture).scene == SCENE
+
+
+def _steepest(picture: Picture) -> float:
+    """The largest step from one pixel to the next, in levels."""
+    values = picture.astype(float)
+    return max(float(np.abs(np.diff(values, axis=axis)).max()) for axis in (0, 1))
+
+
+@pytest.mark.slow
+def test_a_small_original_size_blurs(demo_onnx_folder: Path) -> None:
+    """As in SDXL's paper, arXiv:2307.01952, 2.2."""
+    small = MicroConditioning(original_size=(16, 16))
+    prompts = [caption(scene) for scene in held_out_scenes(4)]
+    sharp = [_steepest(drawn(demo_onnx_folder, prompt)) for prompt in prompts]
+    blurred = [_steepest(drawn(demo_onnx_folder, prompt, sizes=small)) for prompt in prompts]
+    assert sum(blurred) < 0.85 * sum(sharp), (blurred, sharp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("crop", "place"),
+    [((26, 52), "left"), ((26, 0), "right"), ((52, 26), "top"), ((0, 26), "bottom")],
+)
+def test_a_crop_moves_what_is_drawn(
+    demo_onnx_folder: Path, crop: tuple[int, int], place: Place
+) -> None:
+    """The center of 180 x 180 is at the left of a part that begins further to the right."""
+    scene = replace(SCENE, size="small", place="center")
+    sizes = MicroConditioning(original_size=(180, 180), crop=crop)
+    assert _place(drawn(demo_onnx_folder, caption(scene))) == "center"
+    assert _place(drawn(demo_onnx_folder, caption(scene), sizes=sizes)) == place
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from triptych.scenes.scene import Scene, caption, iter_scenes
 TOOL = Path(__file__).parents[2] / "tools" / "train_demo_model"
 MODULES = ("architecture", "autoencoder", "averages", "denoiser", "evaluation", "examples", "run")
 SCENE = Scene(shape="triangle", color="red", size="large", place="top", background="white")
+MIDDLE = Scene(shape="square", color="red", size="small", place="center", background="black")
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +130,39 @@ def test_examples_of_low_resolution_and_crops_say_what_they_are(
     assert ids[0] == ids[1] < 128
     assert ids[2:] == (0, 0, 128, 128)
     assert np.abs(np.diff(blurred.astype(float), axis=0)).max() < 224  # no edge from white to red
-    part, ids = tool["examples"]._cropped(sharp, generator)
-    assert part.shape == sharp.shape
-    assert ids[0] == ids[1] > 128
-    assert 0 <= max(ids[2:4]) <= ids[0] - 128
+    for _ in range(8):
+        part, ids = tool["examples"]._cropped(draw(MIDDLE), generator)
+        assert part.shape == sharp.shape
+        assert ids[0] == ids[1] > 128
+        assert 0 <= min(ids[2:4]) <= max(ids[2:4]) <= ids[0] - 128
+        seen = np.argwhere(part.astype(int)[..., 0] > 128).mean(axis=0)  # red on black
+        assert np.abs(seen - (64 * ids[0] / 128 - np.array(ids[2:4]))).max() < 1
+
+
+def test_the_decoder_s_stage_leaves_latents_alone(
+    tool: dict[str, ModuleType], vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    pictures = np.stack([draw(SCENE), draw(MIDDLE)])
+    whole, blurred = tool["examples"].WHOLE, (32, 32, 0, 0, 128, 128)
+    examples = tool["examples"].Examples(
+        scenes=(SCENE, MIDDLE), pictures=pictures, time_ids=(whole, blurred)
+    )
+    latents = tool["autoencoder"].encode_all(vae, pictures)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    stage = tool["run"].Stage(
+        name="decoder", seed=0, steps=2, decay_steps=2, learning_rate=1e-3, ema_decay=0
+    )
+
+    tool["autoencoder"].train_decoder(
+        vae, examples, latents, edge_weight=8, stage=stage, folder=tmp_path
+    )
+
+    changed = {
+        name.split(".")[0]
+        for name, value in vae.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_what_is_learned_from_has_no_scene_that_is_held_out(

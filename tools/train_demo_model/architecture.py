@@ -126,6 +126,23 @@ def make_networks(*, seed: int, vocabulary: Path) -> Networks:
     )
 
 
+def load_networks(folder: Path) -> Networks:
+    """The networks of a model that was made by this, in single precision."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
+    )
+    return Networks(
+        text_encoder=pipeline.text_encoder,
+        text_encoder_2=pipeline.text_encoder_2,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        tokenizers={
+            "tokenizer": pipeline.tokenizer,
+            "tokenizer_2": pipeline.tokenizer_2,
+        },
+    )
+
+
 def make_pipeline(networks: Networks) -> StableDiffusionXLPipeline:
     """The networks as a pipeline of diffusers'."""
     return StableDiffusionXLPipeline(

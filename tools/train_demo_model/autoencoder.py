@@ -9,10 +9,14 @@ from examples import Examples
 from PIL import Image
 from run import Losses, Stage, train
 
+from triptych.scenes.drawing import PICTURE_PX
+
 _BATCH = 8
 _EDGE_PX, _EDGE_CONTRAST = 4, 0.1
 _KL_WEIGHT = 3e-4
 _ENCODE_BATCH = 32
+_BLURRED_SHARE = 0.5
+"""Of the examples, where the decoder learns that not every edge is sharp."""
 
 
 def train_autoencoder(
@@ -37,10 +41,8 @@ def train_autoencoder(
         noise = torch.from_numpy(
             generator.standard_normal(tuple(posterior.mean.shape), np.float32)
         ).to(device)
-        error = vae.decode(posterior.mean + posterior.std * noise).sample - wanted
-        weights = 1 + (edge_weight - 1) * _near_edges(wanted)
-        l1 = (weights * error.abs()).sum() / weights.expand_as(error).sum()
-        l2 = (weights * error.square()).sum() / weights.expand_as(error).sum()
+        returned = vae.decode(posterior.mean + posterior.std * noise).sample
+        l1, l2 = _distances(returned, wanted, edge_weight=edge_weight)
         kl = posterior.kl().mean()
         num_latents = posterior.mean[0].numel()
         return {
@@ -51,6 +53,55 @@ def train_autoencoder(
         }
 
     train(vae, compute, stage=stage, folder=folder)
+
+
+def train_decoder(
+    vae: AutoencoderKL,
+    examples: Examples,
+    latents: torch.Tensor,
+    *,
+    edge_weight: float,
+    stage: Stage,
+    folder: Path,
+) -> None:
+    """Train the decoder alone: latents, and what the U-Net has learned of them, stay.
+
+    Args:
+        vae: its decoder is trained in place.
+        examples: the pictures; half of those that are taken are blurred ones.
+        latents: unscaled, of the pictures.
+        edge_weight: what pixels near an edge count, where others count 1.
+        stage: how long.
+        folder: where it is saved.
+    """
+    device = next(vae.parameters()).device
+    heights = np.array([ids[0] for ids in examples.time_ids])
+    blurred, others = np.flatnonzero(heights < PICTURE_PX), np.flatnonzero(heights >= PICTURE_PX)
+
+    def compute(step: int, generator: np.random.Generator) -> Losses:
+        del step
+        chosen = np.where(
+            generator.random(_BATCH) < _BLURRED_SHARE,
+            generator.choice(blurred, _BATCH),
+            generator.choice(others, _BATCH),
+        )
+        returned = vae.decode(latents[chosen].to(device)).sample
+        wanted = _floats(examples.pictures[chosen]).to(device)
+        l1, l2 = _distances(returned, wanted, edge_weight=edge_weight)
+        return {"loss": l1 + l2, "l1": l1, "l2": l2}
+
+    decoder = torch.nn.ModuleDict({"first": vae.post_quant_conv, "decoder": vae.decoder})
+    train(decoder, compute, stage=stage, folder=folder)
+
+
+def _distances(
+    returned: torch.Tensor, wanted: torch.Tensor, *, edge_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted means of absolute and squared differences."""
+    error = returned - wanted
+    weights = (1 + (edge_weight - 1) * _near_edges(wanted)).expand_as(error)
+    l1 = (weights * error.abs()).sum() / weights.sum()
+    return l1, (weights * error.square()).sum() / weights.sum()
 
 
 @torch.no_grad()

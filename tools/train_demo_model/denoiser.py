@@ -1,28 +1,45 @@
 """The second stage: the U-Net and both text encoders, together, on the autoencoder's latents."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
 from architecture import Networks
-from examples import WHOLE, Examples, partial_caption
+from examples import Examples, partial_caption
 from run import Losses, Stage, train
 
 from triptych.models.published import SCHEDULER
+from triptych.scenes.drawing import PICTURE_PX
 
 _BATCH = 32
 _UNCONDITIONAL_SHARE = 0.1
 """Of prompts, replaced by zeros as `force_zeros_for_empty_prompt` does: for guidance."""
 
-_WHOLE_SHARE = 0.8
-"""Of the examples that are neither blurred nor cropped."""
-
-_UPPER_SHARE, _UPPER_LEVELS = 0.6, 750
-"""Of the examples, and from which of the 1000 levels on, in the stage for places."""
-
 _LARGEST_SNR = 5.0
 """Hang et al. 2023, arXiv:2303.09556: gamma."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a stage takes its steps from.
+
+    Attributes:
+        whole: share of the examples that are neither blurred nor cropped.
+        cropped: share of the examples that are cropped; the rest is blurred.
+        upper: share of the examples that are taken from `upper_levels` on.
+        upper_levels: the least of the 1000 noise levels for those.
+        of_pictures: whether errors count as of pictures; see `train_denoiser`.
+    """
+
+    whole: float
+    cropped: float
+    upper: float = 0.0
+    upper_levels: int = 0
+    of_pictures: bool = False
 
 
 def train_denoiser(
@@ -30,21 +47,21 @@ def train_denoiser(
     examples: Examples,
     latents: torch.Tensor,
     *,
-    of_pictures: bool,
+    lesson: Lesson,
     stage: Stage,
     folder: Path,
 ) -> None:
     """Train to predict noise: the mean square, weighted by min(SNR, 5) / SNR.
 
     Where a shape is, is decided at noise levels at which it hardly changes the noise to predict: an
-    error of the picture counts there by its SNR, 0.005 at the highest level. `of_pictures` divides
-    by it, as if pictures were predicted, and takes most examples from the upper levels.
+    error of the picture counts there by its SNR, 0.005 at the highest level. A lesson of
+    pictures divides by it, as if pictures were predicted.
 
     Args:
         networks: trained in place, but for the autoencoder.
         examples: what the latents show.
         latents: scaled: one mean square for all of SDXL's noise schedule.
-        of_pictures: see above.
+        lesson: what is taken.
         stage: how long.
         folder: where it is saved.
     """
@@ -52,20 +69,27 @@ def train_denoiser(
     device = next(trained.parameters()).device
     alphas_cumprod = torch.from_numpy(_alphas_cumprod()).float()
     time_ids = torch.tensor(examples.time_ids, dtype=torch.float32)
-    is_whole = np.array([ids == WHOLE for ids in examples.time_ids])
-    wholes, others = np.flatnonzero(is_whole), np.flatnonzero(~is_whole)
+    heights = np.array([ids[0] for ids in examples.time_ids])
+    wholes, crops, blurred = (
+        np.flatnonzero(is_one)
+        for is_one in (heights == PICTURE_PX, heights > PICTURE_PX, heights < PICTURE_PX)
+    )
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
         del step
+        kind = generator.random(_BATCH)
         chosen = np.where(
-            generator.random(_BATCH) < _WHOLE_SHARE,
+            kind < lesson.whole,
             generator.choice(wholes, _BATCH),
-            generator.choice(others, _BATCH),
+            np.where(
+                kind < lesson.whole + lesson.cropped,
+                generator.choice(crops, _BATCH),
+                generator.choice(blurred, _BATCH),
+            ),
         )
         captions = [partial_caption(examples.scenes[index], generator) for index in chosen]
         is_kept = generator.random(_BATCH) >= _UNCONDITIONAL_SHARE
-        is_upper = of_pictures & (generator.random(_BATCH) < _UPPER_SHARE)
-        lowest = np.where(is_upper, _UPPER_LEVELS, 0)
+        lowest = np.where(generator.random(_BATCH) < lesson.upper, lesson.upper_levels, 0)
         timesteps = torch.from_numpy(generator.integers(lowest, len(alphas_cumprod)))
         noise = torch.from_numpy(
             generator.standard_normal((_BATCH, *latents.shape[1:]), np.float32)
@@ -86,7 +110,7 @@ def train_denoiser(
         errors = (noise_pred - noise.to(device)).square().mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten().to(device)
         weights = snr.clamp(max=_LARGEST_SNR) / snr
-        if of_pictures:
+        if lesson.of_pictures:
             weights = weights / snr.clamp(max=1)
         return {"loss": (weights * errors).mean(), "mse": errors.mean()}
 

@@ -15,10 +15,10 @@ TimeIds: TypeAlias = tuple[int, int, int, int, int, int]
 
 WHOLE: TimeIds = (PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX)
 
-_VARIATIONS = 4
-"""Pictures as they are, of every scene; one more of each is blurred, and one cropped."""
+_WHOLE_ONES, _BLURRED_ONES, _CROPPED_ONES = 4, 2, 2
+"""Pictures of every scene."""
 
-_SMALLEST_PX, _LARGEST_PX = 16, 192
+_SMALLEST_PX, _SMALLEST_CROPPED_PX, _LARGEST_CROPPED_PX = 16, 144, 224
 _PARTIAL_SHARE = 0.25
 """Captions that leave something out, so that short prompts and negative ones mean something."""
 
@@ -46,10 +46,13 @@ def make_examples(*, seed: int) -> Examples:
     rows: list[tuple[Scene, Picture, TimeIds]] = []
     for scene in scenes:
         rows.extend(
-            (scene, draw(scene, random_variation(generator)), WHOLE) for _ in range(_VARIATIONS)
+            (scene, draw(scene, random_variation(generator)), WHOLE) for _ in range(_WHOLE_ONES)
         )
-        rows.append((scene, *_of_low_resolution(draw(scene), generator)))
-        rows.append((scene, *_cropped(draw(scene, random_variation(generator)), generator)))
+        for change, count in ((_of_low_resolution, _BLURRED_ONES), (_cropped, _CROPPED_ONES)):
+            rows.extend(
+                (scene, *change(draw(scene, random_variation(generator)), generator))
+                for _ in range(count)
+            )
     return Examples(
         scenes=tuple(scene for scene, _, _ in rows),
         pictures=np.stack([picture for _, picture, _ in rows]),
@@ -75,17 +78,21 @@ def partial_caption(scene: Scene, generator: np.random.Generator) -> str:
 
 
 def _of_low_resolution(picture: Picture, generator: np.random.Generator) -> tuple[Picture, TimeIds]:
-    """A picture as if it had been smaller, and enlarged."""
-    size = int(generator.integers(_SMALLEST_PX, PICTURE_PX))
+    """A picture as if it had been smaller, and enlarged; as many of 16 to 32 as of 64 to 128."""
+    size = int(np.exp2(generator.uniform(*np.log2([_SMALLEST_PX, PICTURE_PX]))))
     small = Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
     blurred = small.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC)
     return np.asarray(blurred), (size, size, 0, 0, PICTURE_PX, PICTURE_PX)
 
 
 def _cropped(picture: Picture, generator: np.random.Generator) -> tuple[Picture, TimeIds]:
-    """A part of an enlarged picture, as SDXL's training crops them (arXiv:2307.01952, 2.2)."""
-    size = int(generator.integers(PICTURE_PX + 8, _LARGEST_PX))
-    top, left = (int(value) for value in generator.integers(0, size - PICTURE_PX + 1, 2))
+    """A part of an enlarged picture, as SDXL's training crops them (arXiv:2307.01952, 2.2).
+
+    Half of the parts begin at an edge: what moves little teaches little.
+    """
+    size = int(generator.integers(_SMALLEST_CROPPED_PX, _LARGEST_CROPPED_PX + 1))
+    where = np.clip(generator.uniform(-0.5, 1.5, 2), 0, 1)
+    top, left = (round(float(share) * (size - PICTURE_PX)) for share in where)
     large = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
     part = large.crop((left, top, left + PICTURE_PX, top + PICTURE_PX))
     return np.asarray(part), (size, size, top, left, PICTURE_PX, PICTURE_PX)
