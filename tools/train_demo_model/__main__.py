@@ -176,7 +176,8 @@ def _write_record(
         check=False,
     )
     record = {
-        "command": "python tools/train_demo_model RUN",
+        "command": "python tools/train_demo_model RUN"
+        + ("" if wishes.start_from is None else " --start-from MODEL"),
         "options": {
             name: value for name, value in vars(wishes).items() if name not in ("run", "start_from")
         },
