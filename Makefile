@@ -41,7 +41,7 @@ sizes:
 
 # What every format and precision costs in pictures, on the trained model that comes along.
 quality: $(INSTALLED)
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py --sheet docs/images/quality.png
 
 # What the sampler costs beside the engine, step by step.
 bench-sampler: $(INSTALLED)

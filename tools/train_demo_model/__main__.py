@@ -58,10 +58,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     examples = make_examples(seed=wishes.seed)
-    if wishes.start_from is None:
-        networks = make_networks(seed=wishes.seed, vocabulary=folder / "vocabulary")
-    else:
-        networks = load_networks(wishes.start_from)
+    networks = make_networks(seed=wishes.seed, vocabulary=folder / "vocabulary")
+    if wishes.start_from is not None:
+        load_networks(networks, wishes.start_from)
     for network in (networks.vae, networks.denoising()):
         network.to(wishes.device)
     if wishes.start_from is None:

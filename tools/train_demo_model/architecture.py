@@ -3,6 +3,7 @@
 Weights are a few megabytes; pictures are 128 x 128, latents 16 x 16.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file
 
 from triptych.models.published import SCHEDULER
 from triptych.scenes.scene import caption, iter_scenes
@@ -126,21 +128,17 @@ def make_networks(*, seed: int, vocabulary: Path) -> Networks:
     )
 
 
-def load_networks(folder: Path) -> Networks:
-    """The networks of a model that was made by this, in single precision."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
-    )
-    return Networks(
-        text_encoder=pipeline.text_encoder,
-        text_encoder_2=pipeline.text_encoder_2,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        tokenizers={
-            "tokenizer": pipeline.tokenizer,
-            "tokenizer_2": pipeline.tokenizer_2,
-        },
-    )
+def load_networks(networks: Networks, folder: Path) -> None:
+    """Take the weights of a model that was made by this, and its scale of latents."""
+    for name, file in (
+        ("text_encoder", "model"),
+        ("text_encoder_2", "model"),
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+    ):
+        getattr(networks, name).load_state_dict(load_file(folder / name / f"{file}.safetensors"))
+    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    networks.vae.register_to_config(scaling_factor=config["scaling_factor"])
 
 
 def make_pipeline(networks: Networks) -> StableDiffusionXLPipeline:
