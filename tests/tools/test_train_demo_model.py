@@ -21,6 +21,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "train_demo_model"
 MODULES = ("architecture", "autoencoder", "averages", "denoiser", "evaluation", "examples", "run")
 SCENE = Scene(shape="triangle", color="red", size="large", place="top", background="white")
 MIDDLE = Scene(shape="square", color="red", size="small", place="center", background="black")
+HALF_SIDE_PX = 0.92 * 32 / 2
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,12 @@ def test_examples_of_low_resolution_and_crops_say_what_they_are(
         assert part.shape == sharp.shape
         assert ids[0] == ids[1] > 128
         assert 0 <= min(ids[2:4]) <= max(ids[2:4]) <= ids[0] - 128
-        seen = np.argwhere(part.astype(int)[..., 0] > 128).mean(axis=0)  # red on black
-        assert np.abs(seen - (64 * ids[0] / 128 - np.array(ids[2:4]))).max() < 1
+        enlarged = ids[0] / 128
+        middle, half = 64 * enlarged - np.array(ids[2:4]), HALF_SIDE_PX * enlarged
+        within = np.clip([middle - half, middle + half], 0, 128)
+        red = np.argwhere(part[..., 0] > 128)
+        assert np.abs(red.min(axis=0) - within[0]).max() <= 1
+        assert np.abs(red.max(axis=0) + 1 - within[1]).max() <= 1
 
 
 def test_the_decoder_s_stage_leaves_latents_alone(
