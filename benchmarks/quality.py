@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from triptych.errors import VerificationError
 from triptych.exporters.base import CalibrationSettings, CoreMlSettings, ExportSettings
 from triptych.parity.report_file import report_document
 from triptych.scenes.scene import caption, is_held_out, iter_scenes
@@ -55,9 +56,13 @@ def variants() -> Iterator[tuple[str, FormatName, ExportSettings]]:
         yield f"coreml palette{bits}", "coreml", ExportSettings(precision="fp16", coreml=coreml)
 
 
-def export_all(folder: Path, *, only: str) -> list[Path]:
-    """A bundle of every variant whose name has the word, in a folder that has its name."""
-    bundles = []
+def export_all(folder: Path, *, only: str) -> tuple[list[Path], dict[str, str]]:
+    """A bundle of every variant whose name has the word, in a folder that has its name.
+
+    Returns:
+        The bundles; and by name, why others were refused: too far from PyTorch for their class.
+    """
+    bundles, refused = [], {}
     for name, to, settings in variants():
         if only not in name:
             continue
@@ -69,8 +74,12 @@ def export_all(folder: Path, *, only: str) -> list[Path]:
             settings=settings,
             measure_steps=0,
         )
-        bundles.append(export_bundles(request)[to].rename(folder / name))
-    return bundles
+        try:
+            bundles.append(export_bundles(request)[to].rename(folder / name))
+        except VerificationError as error:
+            refused[name] = str(error)
+            note(f"refused: {error}")
+    return bundles, refused
 
 
 def draw_sheet(pictures: Mapping[str, list[Picture]]) -> Picture:
@@ -118,7 +127,7 @@ def main() -> None:
 
     pictures: defaultdict[int, list[Picture]] = defaultdict(list)
     with TemporaryDirectory() as scratch:
-        bundles = export_all(Path(scratch), only=wishes.only)
+        bundles, refused = export_all(Path(scratch), only=wishes.only)
 
         def keep(row: int, index: int, picture: Picture) -> None:
             if index < SHEET_PROMPTS:
@@ -137,7 +146,12 @@ def main() -> None:
     if wishes.sheet is not None:
         rows = {name: pictures[number] for number, name in enumerate(names)}
         Image.fromarray(draw_sheet(rows)).save(wishes.sheet, optimize=True)
-    print(json.dumps(report_document(found)) if wishes.json else markdown(found, names=names))
+    if wishes.json:
+        print(json.dumps({**report_document(found), "refused": refused}))
+        return
+    print(markdown(found, names=names))
+    for name, why in refused.items():
+        print(f"\n{name} was refused at export: {why}")
 
 
 if __name__ == "__main__":
