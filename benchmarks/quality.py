@@ -147,7 +147,7 @@ def main() -> None:
         rows = {name: pictures[number] for number, name in enumerate(names)}
         Image.fromarray(draw_sheet(rows)).save(wishes.sheet, optimize=True)
     if wishes.json:
-        print(json.dumps({**report_document(found), "refused": refused}))
+        print(json.dumps({"report": report_document(found), "refused": refused}))
         return
     print(markdown(found, names=names))
     for name, why in refused.items():
