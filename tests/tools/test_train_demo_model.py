@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from triptych.scenes.drawing import draw
 from triptych.scenes.scene import Scene, caption, iter_scenes
+from triptych.testing.demo_model import DEMO_MODEL
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_demo_model"
 MODULES = ("architecture", "autoencoder", "averages", "denoiser", "evaluation", "examples", "run")
@@ -109,6 +112,21 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
     lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < 0.1 * json.loads(lines[0])["loss"]
+
+
+def test_training_goes_on_from_the_model_that_comes_along(
+    tool: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    """Its own words, too: with other token ids its text encoders would be worth nothing."""
+    networks = tool["architecture"].make_networks(seed=0, vocabulary=tmp_path)
+    tool["architecture"].load_networks(networks, DEMO_MODEL)
+    kept = load_file(DEMO_MODEL / "unet" / "diffusion_pytorch_model.safetensors")
+    found = networks.unet.state_dict()
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name].half(), value) for name, value in kept.items())
+    assert networks.vae.config.scaling_factor != 1
+    for name, tokenizer in networks.tokenizers.items():
+        assert tokenizer.get_vocab() == CLIPTokenizer.from_pretrained(DEMO_MODEL / name).get_vocab()
 
 
 def test_partial_captions_leave_out_and_add_nothing(tool: dict[str, ModuleType]) -> None:
