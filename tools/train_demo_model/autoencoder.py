@@ -9,8 +9,6 @@ from examples import Examples
 from PIL import Image
 from run import Losses, Stage, train
 
-from triptych.scenes.drawing import PICTURE_PX
-
 _BATCH = 8
 _EDGE_PX, _EDGE_CONTRAST = 4, 0.1
 _KL_WEIGHT = 3e-4
@@ -75,8 +73,8 @@ def train_decoder(
         folder: where it is saved.
     """
     device = next(vae.parameters()).device
-    heights = np.array([ids[0] for ids in examples.time_ids])
-    blurred, others = np.flatnonzero(heights < PICTURE_PX), np.flatnonzero(heights >= PICTURE_PX)
+    blurred = examples.blurred()
+    others = np.union1d(examples.whole(), examples.cropped())
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
         del step

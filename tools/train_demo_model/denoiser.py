@@ -12,7 +12,6 @@ from examples import Examples, partial_caption
 from run import Losses, Stage, train
 
 from triptych.models.published import SCHEDULER
-from triptych.scenes.drawing import PICTURE_PX
 
 _BATCH = 32
 _UNCONDITIONAL_SHARE = 0.1
@@ -69,21 +68,17 @@ def train_denoiser(
     device = next(trained.parameters()).device
     alphas_cumprod = torch.from_numpy(_alphas_cumprod()).float()
     time_ids = torch.tensor(examples.time_ids, dtype=torch.float32)
-    heights = np.array([ids[0] for ids in examples.time_ids])
-    wholes, crops, blurred = (
-        np.flatnonzero(is_one)
-        for is_one in (heights == PICTURE_PX, heights > PICTURE_PX, heights < PICTURE_PX)
-    )
+    whole, cropped, blurred = examples.whole(), examples.cropped(), examples.blurred()
 
     def compute(step: int, generator: np.random.Generator) -> Losses:
         del step
         kind = generator.random(_BATCH)
         chosen = np.where(
             kind < lesson.whole,
-            generator.choice(wholes, _BATCH),
+            generator.choice(whole, _BATCH),
             np.where(
                 kind < lesson.whole + lesson.cropped,
-                generator.choice(crops, _BATCH),
+                generator.choice(cropped, _BATCH),
                 generator.choice(blurred, _BATCH),
             ),
         )

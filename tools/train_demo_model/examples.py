@@ -38,6 +38,21 @@ class Examples:
     pictures: ImagePixels
     time_ids: tuple[TimeIds, ...]
 
+    def blurred(self) -> np.ndarray:
+        """Numbers of the pictures that were smaller once."""
+        return np.flatnonzero(self._original_heights() < PICTURE_PX)
+
+    def cropped(self) -> np.ndarray:
+        """Numbers of the pictures that are parts of larger ones."""
+        return np.flatnonzero(self._original_heights() > PICTURE_PX)
+
+    def whole(self) -> np.ndarray:
+        """Numbers of the pictures that are as they were drawn."""
+        return np.flatnonzero(self._original_heights() == PICTURE_PX)
+
+    def _original_heights(self) -> np.ndarray:
+        return np.array([height for height, *_ in self.time_ids])
+
 
 def make_examples(*, seed: int) -> Examples:
     """Every scene of training several times."""
