@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from triptych.bundle.store import (
     record_files,
     replace_folder,
 )
-from triptych.errors import BundleError, UsageError
+from triptych.errors import BundleError, OutputError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,34 @@ def test_a_file_in_the_way_is_refused_and_kept(
     with pytest.raises(UsageError, match="a file"), replace_folder(target, overwrite=overwrite):
         pytest.fail("the block ran")
     assert tree(tmp_path) == {"bundle": "mine"}
+
+
+def test_a_file_where_the_folder_is_to_lie_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(OutputError, match=r"bundle: got .*want to make a folder there"),
+        replace_folder(tmp_path / "file" / "bundle"),
+    ):
+        pytest.fail("the block ran")
+    assert tree(tmp_path) == {"file": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.ENOSPC, OutputError), (errno.ENOENT, FileNotFoundError)]
+)
+def test_a_full_disk_is_no_fault_of_the_code(
+    number: int, raised: type[Exception], tmp_path: Path
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "file").write_text("old")
+
+    def fill() -> None:
+        with replace_folder(tmp_path / "bundle", overwrite=True):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(raised, match=re.escape(os.strerror(number))):
+        fill()
+    assert tree(tmp_path) == {"bundle/file": "old"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")

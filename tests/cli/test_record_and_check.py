@@ -328,6 +328,18 @@ def test_a_metric_of_ones_own_is_told_and_decides_nothing(
     assert image["metrics"] == {names[0]: image["max_abs"], names[1]: "inf"}
 
 
+def test_a_metric_that_raises_is_named(
+    triptych: Cli, golden: Path, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "def broken(actual, expected):\n    return actual.no_such_thing\n"
+    (tmp_path / "broken_metrics.py").write_text(script, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "broken_metrics:broken"
+    done = triptych("check", onnx_folder, "--reference", golden, "--image-metric", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"image metric {name}: it raised AttributeError" in " ".join(done.stderr.split())
+
+
 def test_one_engine_on_two_devices_is_two_candidates(
     triptych: Cli, golden: Path, onnx_folder: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Writing a folder so that it exists whole or not at all, and finding out whether it still is."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from triptych.bundle.manifest import FileRecord
 from triptych.errors import BundleError, OutputError, UsageError
+
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors that more room on the disk, or a larger quota, would mend."""
 
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)$")
 
@@ -97,16 +101,29 @@ def replace_folder(
 
     Raises:
         UsageError: the target exists and `overwrite` was not given, or it is somebody else's.
+        OutputError: it cannot be made there, or its disk became full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(target)
-    _check_target(target, overwrite=overwrite, marker=marker)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
+        _check_target(target, overwrite=overwrite, marker=marker)
+        partial.mkdir()
+    except OSError as error:
+        raise OutputError(
+            f"{target}: got {error}, want to make a folder there. Give another path."
+        ) from error
     try:
         yield partial
         _flush(partial)
         _swap(partial, target)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise OutputError(
+            f"{target}: got {error}, want room for all of it. Nothing of it was kept. Make room "
+            "on its disk, or give a folder on another."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,6 +4,7 @@ Source: known causes of divergence and their signatures; each is a defect that s
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -132,10 +133,10 @@ def _systematic(rows: Sequence[Row]) -> Iterator[Hint]:
         for row in _failed(rows, "teacher_forced", "unet")
         if row.error_cosine is not None
     ]
-    if len(cosines) > 1 and sorted(cosines)[len(cosines) // 2] > _SAME_DIRECTION:
+    if len(cosines) > 1 and (usual := statistics.median(cosines)) > _SAME_DIRECTION:
         yield Hint(
             cause="a constant is wrong: rounding points another way at each step",
-            evidence=f"errors of neighbouring steps have a cosine of {min(cosines):.2f} and more",
+            evidence=f"errors of neighbouring steps have a cosine of {usual:.2f} in the median",
             confirm="triptych locate BUNDLE --reference CHECKPOINT --component unet",
         )
 

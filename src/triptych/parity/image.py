@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from triptych.errors import BackendError, BlankPictureError, NonFiniteError
+from triptych.errors import BackendError, BlankPictureError, NonFiniteError, UsageError
 from triptych.parity.candidate import Candidate
 from triptych.parity.compare import compare
 from triptych.parity.image_metrics import image_psnr_db, ssim
@@ -80,12 +80,25 @@ def image_row(
         with_comparison(about, found),
         psnr_db=image_psnr_db(actual, expected),
         ssim=ssim(actual, expected),
-        metrics={name: float(metric(actual, expected)) for name, metric in (metrics or {}).items()},
+        metrics={
+            name: _measured(name, metric, actual, expected)
+            for name, metric in (metrics or {}).items()
+        },
     )
     blank = _blankness(actual)
     if blank and not _blankness(expected):
         return replace(row, rel_l2=None, verdict="failed", reason=blank)
     return row
+
+
+def _measured(name: str, metric: ImageMetric, actual: ImageFloats, expected: ImageFloats) -> float:
+    try:
+        return float(metric(actual, expected))
+    except Exception as error:  # whatever somebody's function does
+        raise UsageError(
+            f"image metric {name}: it raised {type(error).__name__}: {error}. It is given two "
+            "pictures, float32 [batch, 3, height, width] from -1 to 1, and must return a number."
+        ) from error
 
 
 def _blankness(image: ImageFloats) -> str:

@@ -5,9 +5,9 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from triptych.bundle.store import DISK_IS_FULL
 from triptych.errors import OutputError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -30,7 +30,7 @@ def writing_to(output: Path) -> Iterator[None]:
 
 
 def _advice(number: int | None, output: Path) -> str:
-    if number in _FULL:
+    if number in DISK_IS_FULL:
         return f"Make room on the disk of {output}, or raise the quota."
     if number in _FORBIDDEN:
         return f"See that {output} may be written to."
