@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import coremltools
 import numpy as np
 import pytest
 import torch
+from coremltools.converters.mil.mil import Block, Program
+from coremltools.converters.mil.mil.block import InvalidBlockStateError
+from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.optimize import coreml as compression
 from diffusers import AutoencoderTiny
 from torch import nn
@@ -17,11 +21,12 @@ from typing_extensions import override
 
 from triptych.bundle.bundle import Artifact, Bundle, make_artifact, open_bundle
 from triptych.bundle.layouts import artifact_paths
+from triptych.bundle.store import record_files
 from triptych.errors import BundleError, UsageError, VerificationError
 from triptych.exporters import _coreml_convert, make_exporter
 from triptych.exporters._coreml_convert import convert_module
 from triptych.exporters._coreml_packages import quantize, save_packages
-from triptych.exporters._coreml_passes import make_pipeline
+from triptych.exporters._coreml_passes import ProgramPass, make_pipeline
 from triptych.exporters.base import CoreMlSettings, ExportSettings
 from triptych.exporters.coreml import built_ports
 from triptych.mil.facts import MASKED
@@ -313,6 +318,51 @@ def test_coremltools_own_would_be_off_by_half_its_epsilon(
     monkeypatch.setattr(_coreml_convert, "make_pipeline", lambda: coremltools.PassPipeline.DEFAULT)
     found = convert_small(Normalised(), tmp_path / "m.mlpackage")
     assert found == pytest.approx(5e-6, rel=0.2)
+
+
+def test_one_check_at_the_end_leaves_the_program_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+    check = Program.validate
+
+    def count(program: Program, check_essential_scope: bool | None = False) -> None:  # noqa: FBT001, FBT002  # coremltools' signature
+        checked.append(program)
+        check(program, check_essential_scope)
+
+    monkeypatch.setattr(Program, "validate", count)
+    convert_small(Normalised(), tmp_path / "once.mlpackage")
+    assert len(checked) == 1
+    assert Program.validate is count
+
+    monkeypatch.setattr(_coreml_convert, "checked_once", nullcontext)
+    convert_small(Normalised(), tmp_path / "always.mlpackage")
+    assert len(checked) > 50
+    once, always = (
+        {file.sha256 for file in record_files(tmp_path / f"{name}.mlpackage")}
+        for name in ("once", "always")
+    )
+    assert once == always
+
+
+def test_a_pass_that_breaks_the_program_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of all passes forgets that a result is used."""
+
+    def forget_a_use(block: Block) -> None:
+        used = next(var for step in block.operations for var in step.outputs if var.child_ops)
+        used.child_ops.clear()
+
+    def broken_pipeline() -> coremltools.PassPipeline:
+        pipeline = make_pipeline()
+        monkeypatch.setitem(PASS_REGISTRY.passes, "test::broken", ProgramPass(edit=forget_a_use))
+        pipeline.append_pass("test::broken")
+        return pipeline
+
+    monkeypatch.setattr(_coreml_convert, "make_pipeline", broken_pipeline)
+    with pytest.raises(InvalidBlockStateError):
+        convert_small(Normalised(), tmp_path / "m.mlpackage")
 
 
 def test_our_passes_stand_where_they_must() -> None:

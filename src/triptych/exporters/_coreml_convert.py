@@ -35,6 +35,31 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
             tempfile.tempdir = before
 
 
+@contextlib.contextmanager
+def checked_once() -> Iterator[None]:
+    """Have coremltools check the last program of a block at its end, not after each of its passes.
+
+    There are about 110 passes, and all those checks are a third of a conversion and more
+    (coremltools 9: PassPipelineManager.apply_pipeline). They change nothing in the program.
+    """
+    from coremltools.converters.mil.mil import Program
+
+    check = Program.validate
+    unchecked: list[Program] = []
+
+    def put_off(program: Program, check_essential_scope: bool | None = False) -> None:  # noqa: FBT001, FBT002  # coremltools' signature
+        del check_essential_scope
+        unchecked[:] = [program]
+
+    Program.validate = put_off
+    try:
+        yield
+    finally:
+        Program.validate = check
+    for program in unchecked:
+        program.validate()
+
+
 def convert_module(
     module: "torch.nn.Module",
     *,
@@ -66,22 +91,25 @@ def convert_module(
                 module, examples, check_trace=False
             )
         release_memory()
-        return coremltools.convert(
-            traced,
-            convert_to="mlprogram",
-            inputs=[
-                coremltools.TensorType(
-                    name=port.name, shape=port.shape, dtype=np.dtype(port.dtype).type
-                )
-                for port in inputs
-            ],
-            outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in outputs],
-            compute_precision=(
-                coremltools.transform.FP16ComputePrecision(op_selector=may_be_half)
-                if half
-                else coremltools.precision.FLOAT32
-            ),
-            minimum_deployment_target=getattr(coremltools.target, deployment_target),
-            pass_pipeline=make_pipeline(),
-            skip_model_load=True,
-        )
+        with checked_once():
+            return coremltools.convert(
+                traced,
+                convert_to="mlprogram",
+                inputs=[
+                    coremltools.TensorType(
+                        name=port.name, shape=port.shape, dtype=np.dtype(port.dtype).type
+                    )
+                    for port in inputs
+                ],
+                outputs=[
+                    coremltools.TensorType(name=port.name, dtype=np.float32) for port in outputs
+                ],
+                compute_precision=(
+                    coremltools.transform.FP16ComputePrecision(op_selector=may_be_half)
+                    if half
+                    else coremltools.precision.FLOAT32
+                ),
+                minimum_deployment_target=getattr(coremltools.target, deployment_target),
+                pass_pipeline=make_pipeline(),
+                skip_model_load=True,
+            )
