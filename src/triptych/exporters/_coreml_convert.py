@@ -39,7 +39,7 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 def checked_once() -> Iterator[None]:
     """Have coremltools check the last program of a block at its end, not after each of its passes.
 
-    There are about 110 passes, and all those checks are a third of a conversion and more
+    There are about 110 passes, and all those checks are three tenths of an export
     (coremltools 9: PassPipelineManager.apply_pipeline). They change nothing in the program.
     """
     from coremltools.converters.mil.mil import Program
