@@ -12,7 +12,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from triptych.bundle.bundle import Bundle
-from triptych.errors import BlankPictureError, BrokenInputError, BundleError, UsageError
+from triptych.errors import (
+    BlankPictureError,
+    BrokenInputError,
+    BundleError,
+    OutputError,
+    UsageError,
+)
 from triptych.runtimes.base import RuntimeSettings
 from triptych.sampling.callbacks import SamplingRun
 from triptych.sampling.loop import StepEvent
@@ -278,6 +284,21 @@ def test_a_run_that_fails_leaves_nothing(onnx_folder: Path, tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError, match="step 0"):
         sample(request(onnx_folder, tmp_path / "pictures"), on_step=fail)
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+@pytest.mark.parametrize("name", ["final.png", "latents.safetensors", "run.json"])
+def test_a_disk_that_is_full_is_told_whatever_is_written_to_it(
+    name: str, onnx_folder: Path, tmp_path: Path
+) -> None:
+    def fill_the_disk(event: StepEvent) -> None:
+        if event.index == 0:
+            (partial,) = tmp_path.iterdir()
+            (partial / name).symlink_to("/dev/full")
+
+    with pytest.raises(OutputError, match="No space left on device, want room for all of it"):
+        sample(request(onnx_folder, tmp_path / "pictures"), on_step=fill_the_disk)
     assert files(tmp_path) == set()
 
 

@@ -39,8 +39,9 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 def checked_once() -> Iterator[None]:
     """Have coremltools check the last program of a block at its end, not after each of its passes.
 
-    There are about 110 passes, and all those checks are three tenths of an export
-    (coremltools 9: PassPipelineManager.apply_pipeline). They change nothing in the program.
+    There are about 110 passes, and all those checks took three tenths of converting the tiny
+    checkpoint (coremltools 9: PassPipelineManager.apply_pipeline). They change nothing in the
+    program.
     """
     from coremltools.converters.mil.mil import Program
 

@@ -133,7 +133,7 @@ def _systematic(rows: Sequence[Row]) -> Iterator[Hint]:
         for row in _failed(rows, "teacher_forced", "unet")
         if row.error_cosine is not None
     ]
-    if len(cosines) > 1 and (usual := statistics.median(cosines)) > _SAME_DIRECTION:
+    if len(cosines) > 1 and (usual := statistics.median_high(cosines)) > _SAME_DIRECTION:
         yield Hint(
             cause="a constant is wrong: rounding points another way at each step",
             evidence=f"errors of neighbouring steps have a cosine of {usual:.2f} in the median",

@@ -74,6 +74,9 @@ def image_row(
         actual: the candidate's.
         expected: the reference's.
         metrics: others to measure, by name.
+
+    Raises:
+        UsageError: one of those raises, or returns no number.
     """
     found = compare(actual, expected, component="vae_decoder", tensor="image")
     row = replace(

@@ -64,7 +64,7 @@ def write_latents(
     prepared: Prepared, steps: Mapping[int, Latents], last: Latents, folder: Path
 ) -> None:
     """Write latents.safetensors: the unit noise, each saved step, and the final latents."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     width = _digits(max(steps, default=0))
     tensors = {f"step_{step:0{width}d}": latents for step, latents in steps.items()}
@@ -72,7 +72,8 @@ def write_latents(
         name: np.ascontiguousarray(tensor)
         for name, tensor in {"noise": prepared.start.noise, **tensors, "final": last}.items()
     }
-    save_file(contiguous, folder / "latents.safetensors")
+    # Its save_file hides that a disk is full in an error of its own.
+    (folder / "latents.safetensors").write_bytes(save(contiguous))
 
 
 def stage_record(
